@@ -1,0 +1,1 @@
+"""The bench: contracts, plan, loading, runner, scoring, metrics, records, tables and the command line."""

@@ -1,0 +1,278 @@
+"""The contracts between the bench, the methods and the data sets; importing this file imports no torch.
+
+Vocabulary of shapes, here and everywhere: B batch, N tokens, D channels, H x W pixels, h x w grid, M prototypes, L layers, C classes.
+`score` and `amap`: higher is more anomalous; only their order matters to the bench. `label`: 0 normal, 1 anomalous, -1 unknown.
+A method sees tensors and its `Context`, never a file, a data set or a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor
+
+Size = tuple[int, int]  # (height, width) in pixels
+Split = Literal["train", "val", "test"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+# --- data sets ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set. Paths are POSIX, relative to the data root; nothing is decoded here."""
+
+    image: str
+    category: str
+    split: Split
+    label: int  # 0 normal, 1 anomalous, -1 unknown (private test sets)
+    mask: str | None = None  # None: no mask on disk (a normal image, or a set without masks)
+    defect: str = "good"
+    specimen: str | None = None  # the physical object, where one has several views
+    view: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing an adapter or the audit noticed about one file."""
+
+    file: str  # POSIX path relative to the data root ("" for the root itself)
+    status: str  # a word of FINDINGS
+    message: str
+
+    @property
+    def severity(self) -> str:
+        """`error` stops a strict run, `warning` never stops one."""
+        return FINDINGS[self.status]
+
+
+# Every status a finding can have. An `error` means that a number would be computed from other data than the user thinks.
+FINDINGS: Mapping[str, str] = {
+    "unreadable": "error",  # zero bytes, truncated, not an image
+    "missing_image": "error",  # listed in a csv or json, not on disk
+    "missing_mask": "error",  # an anomalous image of a set with masks has none
+    "unreadable_mask": "error",
+    "bad_path": "error",  # absolute, or leaves the root
+    "bad_entry": "error",  # a csv row or json entry that does not follow the schema
+    "count": "error",  # counts differ from the published ones
+    "missing_category": "error",
+    "size_mismatch": "warning",  # mask and image differ in size; the mask is resized (nearest)
+    "empty_mask": "warning",  # legitimate in some sets: counts as negative pixels only
+    "mask_without_image": "warning",
+    "duplicate": "warning",  # the same bytes twice
+    "mode": "warning",  # an unusual image mode (16-bit, CMYK, palette, alpha) and how it was read
+    "ignored": "warning",  # a file or folder that is no part of the layout
+}
+
+Report = Callable[[Finding], None]
+"""Called by an adapter for each finding. In strict mode it raises `DataError` on an error; in lenient mode it collects."""
+
+
+@dataclass(frozen=True)
+class NoParams:
+    """The parameters of a method or data set that has none."""
+
+
+class Counts(NamedTuple):
+    """Published numbers of images of a category."""
+
+    train: int
+    test_normal: int
+    test_anomalous: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What the bench knows about a data set without touching the disk.
+
+    scan: "module:attr" of `scan(root: Path, params, report: Report) -> list[Sample]`; the list is sorted by category in the
+        official order, then split, then path. It raises `DataError` when the root is not of this layout at all.
+    generate: "module:attr" of `generate(folder: Path, params) -> None` for a set that is drawn, not found; then no root is asked for.
+    """
+
+    name: str
+    version: int
+    title: str
+    scan: str
+    generate: str | None = None
+    params: type = NoParams
+    categories: tuple[str, ...] = ()  # official order; empty: taken from disk
+    textures: frozenset[str] = frozenset()
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+    licence: str = ""
+    homepage: str = ""
+    expected_tree: str = ""  # what the root looks like, for error messages and `bench data show`
+
+
+# --- methods --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How an image becomes a method's input: RGB -> resize (PIL, antialiased) -> centre crop -> [0, 1] -> normalise."""
+
+    resize: Size
+    crop: Size
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class Prediction(NamedTuple):
+    """What `predict` returns for a batch."""
+
+    amap: Tensor  # (B, h, w), any resolution; the bench enlarges and smooths it
+    score: Tensor | None = None  # (B,), or None: the bench takes the mean of the highest 1 % of the smoothed map
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSpec:
+    """A weight file a method needs. `source`: `file` (looked up, hashed), `builtin` (ships with the package)."""
+
+    name: str  # the encoder's name, e.g. dinov2reg_vit_base_14
+    file: str  # official file name
+    url: str = ""  # where its authors publish it
+    timm: str = ""  # timm model whose hub weights are the same network ("" if none)
+    source: Literal["file", "builtin"] = "file"
+    version: int = 1  # of built-in weights; enters the identity
+
+
+class TrainingSet(Protocol):
+    """The training images of one model, decoded by the bench."""
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """In the manifest's order; index i below is a position in this list."""
+        ...
+
+    @property
+    def categories(self) -> Sequence[str]:
+        """Categories present, in the official order."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """Images (B, 3, H, W), normalised, of the context's dtype, on the context's device."""
+        ...
+
+    def masks(self, indices: Sequence[int]) -> Tensor:
+        """Binary ground truth (B, H, W) at crop size, bool, on the device; all False for normal images."""
+        ...
+
+
+class Snapshots(Protocol):
+    """Where a training loop leaves its state, so that a killed cell goes on from there. Written atomically."""
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last `save` (or the start) to write another."""
+        ...
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write tensors, numbers, strings, lists and dicts; replaces the earlier snapshot."""
+        ...
+
+    def load(self) -> dict[str, Any] | None:
+        """The last complete snapshot of this very cell, or None."""
+        ...
+
+
+class Weights(Protocol):
+    """Where encoders get their tensors; the bench hashes what it hands out into the record."""
+
+    def state(self, spec: WeightSpec) -> dict[str, Tensor] | None:
+        """The tensors of the file as published (its own keys), or None where random weights were asked for by name.
+
+        Raises `WeightsError` naming the file, the places looked at, and what to type.
+        """
+        ...
+
+
+class Progress(Protocol):
+    """A progress line that works in a terminal and in a log file."""
+
+    def __call__(self, done: int, total: int, text: str = "", **numbers: float) -> None: ...
+
+
+@dataclass
+class Context:
+    """Everything a method may know about where it runs. `torch` types are named, not imported."""
+
+    device: torch.device
+    dtype: torch.dtype  # of parameters and inputs: float32, or float64 in fidelity tests
+    seed: int
+    setting: str
+    weights: Weights
+    snapshots: Snapshots
+    progress: Progress
+    shots: int = 0
+    engine: Literal["fast", "reference"] = "fast"  # reference: the originals' way, nothing cached, no autocast
+    cache_bytes: int = 2 << 30  # most memory that cached features may take on the host
+
+
+class Method(Protocol):
+    """A method under test: a plain class. `INFO` lives in methods/<name>/__init__.py and imports no torch."""
+
+    def __init__(self, params: Any, ctx: Context) -> None: ...
+
+    def fit(self, train: TrainingSet) -> None:
+        """Train, or do nothing. Resumes from `ctx.snapshots` if there is one."""
+        ...
+
+    def predict(self, images: Tensor) -> Prediction:
+        """images: (B, 3, H, W) float, normalised, on `ctx.device`; not modified. No gradient is kept."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What was learned, for resume and export (not the frozen encoder)."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`; strict, raises `WeightsError` naming the first keys or shapes that differ."""
+        ...
+
+
+def no_weights(params: Any) -> tuple[WeightSpec, ...]:
+    """`MethodInfo.weights` of a method without a pretrained part."""
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodInfo:
+    """A method as the registry knows it, without importing its code.
+
+    params: a frozen dataclass with the paper's constants as defaults; it has a property `preprocess -> Preprocess` and may have a
+        method `check() -> None` that raises `UsageError` for values that do not go together.
+    presets: named changes to the defaults; `paper` is {} by definition.
+    """
+
+    name: str
+    version: int  # raised when a default or the mathematics changes a number
+    title: str
+    target: str  # "module:Class"
+    params: type
+    settings: frozenset[str]
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"paper": {}})
+    weights: Callable[[Any], tuple[WeightSpec, ...]] = no_weights
+    paper: str = ""
+    extra: str | None = None  # the pip extra that its imports need
+    baseline: bool = False  # a yardstick, not a contender: marked in tables
+
+    SETTINGS_ALL: ClassVar[frozenset[str]] = frozenset(
+        {"multi_class", "single_class", "few_shot", "zero_shot", "super_multi_class", "cross_class", "generalist"}
+    )
+
+
+class Scan(Protocol):
+    """The type of the function that `DatasetInfo.scan` names."""
+
+    def __call__(self, root: Path, params: Any, report: Report) -> list[Sample]: ...

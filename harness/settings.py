@@ -1,0 +1,73 @@
+"""The settings of the field as data: what is trained on what, and what is tested.
+
+A setting is versioned: a change that changes a number raises its version, which is part of every identity.
+`unit` says how many models a cell trains: one for the data set, or one for each category.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from inpbench.harness.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One protocol of training and testing."""
+
+    name: str
+    version: int
+    title: str
+    unit: Literal["dataset", "category"]  # models a cell trains
+    trains: bool = True
+    shots: tuple[int, ...] = ()  # customary numbers of support images; () where the setting has none
+    source: bool = False  # trained on another data set than it is tested on
+    several_datasets: bool = False
+    working: bool = True  # False: known, planned, refused with a reason
+
+    @property
+    def refusal(self) -> str:
+        """Why no cell of this setting can run, or an empty string."""
+        return "" if self.working else "not yet: this release runs " + ", ".join(s.name for s in SETTINGS.values() if s.working)
+
+
+_ALL = (
+    Setting(name="multi_class", version=1, title="one model for all categories", unit="dataset"),
+    Setting(name="single_class", version=1, title="one model for each category", unit="category"),
+    Setting(
+        name="few_shot", version=1, title="one model, k normal images of each category", unit="dataset", shots=(1, 2, 4), working=False
+    ),
+    Setting(
+        name="zero_shot", version=1, title="trained on a source data set, tested on another", unit="dataset", source=True, working=False
+    ),
+    Setting(
+        name="super_multi_class",
+        version=1,
+        title="one model for the categories of several data sets",
+        unit="dataset",
+        several_datasets=True,
+        working=False,
+    ),
+    Setting(
+        name="cross_class", version=1, title="trained on objects, tested on textures, and back", unit="dataset", working=False
+    ),
+    Setting(
+        name="generalist",
+        version=1,
+        title="trained on an auxiliary data set with its anomalies, k normal prompts of the target",
+        unit="dataset",
+        shots=(2, 4, 8),
+        source=True,
+        working=False,
+    ),
+)
+
+SETTINGS = {setting.name: setting for setting in _ALL}
+
+
+def get_setting(name: str) -> Setting:
+    """The setting of this name; unknown names raise `UsageError` with the closest known ones."""
+    if name not in SETTINGS:
+        raise UsageError(f"Unknown setting '{name}'. {did_you_mean(name, SETTINGS)}", "Type: bench list settings")
+    return SETTINGS[name]
