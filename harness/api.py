@@ -120,8 +120,9 @@ class DatasetInfo:
 class Preprocess:
     """How an image becomes a method's input: RGB -> resize (PIL, antialiased) -> centre crop -> [0, 1] -> normalise."""
 
-    resize: Size
+    resize: Size  # both sides, aspect ratio not kept; with `shorter_side` the first number is the length of the shorter side
     crop: Size
+    shorter_side: bool = False
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
