@@ -1,0 +1,52 @@
+"""The scores of single images, kept beside a record: what a new metric, a bootstrap or a histogram is computed from later.
+
+One `.npz` a record, read without pickle: `categories` and, for the i-th of them, `image_i` (N,) paths, `score_i` (N,) float64 and
+`label_i` (N,) int8. The same scores always give the same bytes, so that their hash can stand in the record.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from inpbench.harness.errors import RecordError
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy as np
+
+    Samples = dict[str, dict[str, np.ndarray[Any, Any]]]
+
+_KEYS = ("image", "score", "label")
+
+
+def pack(samples: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
+    """`{category: {"image": paths, "score": floats, "label": ints}}` as the bytes of a compressed npz."""
+    import numpy as np
+
+    arrays: dict[str, Any] = {"categories": np.asarray(list(samples), dtype=np.str_)}
+    for index, table in enumerate(samples.values()):
+        arrays[f"image_{index}"] = np.asarray(list(table["image"]), dtype=np.str_)
+        arrays[f"score_{index}"] = np.asarray(table["score"], dtype=np.float64)
+        arrays[f"label_{index}"] = np.asarray(table["label"], dtype=np.int8)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes, name: str) -> Samples:
+    """The inverse of `pack`: (N,) arrays of str, float64 and int8. `name` stands in the `RecordError` for anything else."""
+    import numpy as np
+
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {
+                str(category): {key: arrays[f"{key}_{index}"] for key in _KEYS}
+                for index, category in enumerate(arrays["categories"])
+            }
+    except (ValueError, LookupError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise RecordError(f"{name} is no file of scores: {error}.", "Run the cell again with --force.") from error
