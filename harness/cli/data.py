@@ -1,0 +1,120 @@
+"""`bench data verify|show NAME`: is the data what its authors published, and what does it look like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inpbench.harness.cli.options import DataRoot, Json, Set
+from inpbench.harness.errors import EXIT_NEGATIVE
+
+if TYPE_CHECKING:
+    from inpbench.harness.api import DatasetInfo
+    from inpbench.harness.audit import AuditReport
+
+app = typer.Typer(name="data", help="Look at a data set before anything is trained on it.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A data set (bench list datasets).")]
+
+
+def _open(name: str, set_: list[str] | None, data_root: Path | None) -> tuple[DatasetInfo, Any, Path]:
+    from inpbench.harness import params as parameters
+    from inpbench.harness.registry import DATASETS
+    from inpbench.harness.roots import locate
+
+    info = DATASETS.get(name)
+    params = parameters.build(name, info.params, parameters.split_settings(set_ or []).get(name, {}))
+    return info, params, locate(info, params, data_root)
+
+
+@app.command()
+def verify(
+    name: Name,
+    data_root: DataRoot = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 on warnings, too.")] = False,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Check counts against the published ones, unreadable files, mask pairing and sizes.
+
+    bench data verify visa --data-root /data/VisA
+    """
+    from inpbench.harness.audit import audit
+    from inpbench.harness.console import Live
+
+    info, params, root = _open(name, set_, data_root)
+    with Live("auto") as live:
+        report = audit(info, params, root, strict=strict, progress=live.task(f"{name} verify"))
+    if json_:
+        import json
+
+        typer.echo(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
+    else:
+        _print_report(report)
+    if not report.ok:
+        raise typer.Exit(EXIT_NEGATIVE)
+
+
+def _print_report(report: AuditReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    document = report.to_json()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("category", "train", "test normal", "test anomalous", "published", "defects"):
+        table.add_column(title, justify="left" if title in ("category", "defects") else "right", overflow="fold")
+    for category, splits in document["counts"].items():
+        test = splits.get("test", {})
+        normal = test.get("good", 0)
+        published = document["published"].get(category)
+        defects = ", ".join(f"{defect} {count}" for defect, count in test.items() if defect != "good")
+        table.add_row(
+            Text(category),
+            str(sum(splits.get("train", {}).values())),
+            str(normal),
+            str(sum(test.values()) - normal),
+            "/".join(map(str, published)) if published else "-",
+            Text(defects or "-"),
+        )
+    console.print(table)
+    for entry in document["files"]:
+        console.print(Text(f"{entry['status']:<18} {entry['file'] or '.'}: {entry['message']}"), soft_wrap=True)
+    errors = "all is well" if report.ok else "not fit to be measured on"
+    console.print(f"{len(document['files'])} findings in {document['root']}: {errors}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def show(
+    name: Name,
+    data_root: DataRoot = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images a category and defect on the sheet.")] = 2,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.png", help="Write a contact sheet, masks outlined.")] = None,
+    set_: Set = None,
+) -> None:
+    """What a data set is, where it is published, what its tree looks like; with --out a contact sheet.
+
+    bench data show synthetic --out sheet.png
+    """
+    from inpbench.harness.registry import DATASETS
+
+    info = DATASETS.get(name)
+    for title, text in (
+        ("name", f"{info.name} (version {info.version}): {info.title}"),
+        ("categories", ", ".join(info.categories) or "from disk"),
+        ("licence", info.licence or "-"),
+        ("published at", info.homepage or "-"),
+    ):
+        typer.echo(f"{title:<13} {text}")
+    if info.expected_tree:
+        typer.echo(f"expected tree\n{info.expected_tree.rstrip()}")
+    if out is not None:
+        from inpbench.harness.manifest import open_manifest
+        from inpbench.harness.sheet import contact_sheet
+
+        info, params, root = _open(name, set_, data_root)
+        contact_sheet(open_manifest(info, params, root, strict=False), count, out)
+        typer.echo(f"wrote {out}", err=True)

@@ -1,0 +1,164 @@
+"""`bench list methods|datasets|settings|metrics|encoders`: what there is, without importing torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from inpbench.harness.cli.options import Json
+
+
+class Kind(str, Enum):
+    """What can be listed."""
+
+    methods = "methods"
+    datasets = "datasets"
+    settings = "settings"
+    metrics = "metrics"
+    encoders = "encoders"
+
+
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.methods,
+    params: Annotated[str | None, typer.Option("--params", metavar="NAME", help="The parameters of one method or data set.")] = None,
+    json_: Json = False,
+) -> None:
+    """List methods, data sets, settings, metrics or encoders.
+
+    bench list methods --params inp_former
+    """
+    if params is not None:
+        rows = _parameters(kind, params)
+    else:
+        rows = {
+            Kind.methods: _methods,
+            Kind.datasets: _datasets,
+            Kind.settings: _settings,
+            Kind.metrics: _metrics,
+            Kind.encoders: _encoders,
+        }[kind]()
+    if json_:
+        import json
+
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    _print(rows)
+
+
+def _methods() -> list[dict[str, Any]]:
+    from inpbench.harness.errors import BenchError
+    from inpbench.harness.registry import METHODS
+
+    rows: list[dict[str, Any]] = []
+    for name in METHODS.names():
+        try:
+            info = METHODS.get(name)
+        except BenchError as error:  # one broken plugin must not hide the others
+            rows.append({"name": name, "title": f"does not load: {error.message}", "from": METHODS.origin(name)})
+            continue
+        rows.append(
+            {
+                "name": name,
+                "title": info.title,
+                "settings": sorted(info.settings),
+                "presets": list(info.presets),
+                "version": info.version,
+                "paper": info.paper,
+                "from": METHODS.origin(name),
+            }
+        )
+    return rows
+
+
+def _datasets() -> list[dict[str, Any]]:
+    from inpbench.harness.errors import BenchError
+    from inpbench.harness.registry import DATASETS
+
+    rows: list[dict[str, Any]] = []
+    for name in DATASETS.names():
+        try:
+            info = DATASETS.get(name)
+        except BenchError as error:
+            rows.append({"name": name, "title": f"does not load: {error.message}"})
+            continue
+        rows.append(
+            {
+                "name": name,
+                "title": info.title,
+                "categories": len(info.categories) or "from disk",
+                "train": sum(c.train for c in info.counts.values()) or None,
+                "test": sum(c.test_normal + c.test_anomalous for c in info.counts.values()) or None,
+                "licence": info.licence,
+            }
+        )
+    return rows
+
+
+def _settings() -> list[dict[str, Any]]:
+    from inpbench.harness.settings import SETTINGS
+
+    return [
+        {
+            "name": setting.name,
+            "title": setting.title,
+            "models": f"one a {setting.unit}",
+            "shots": list(setting.shots),
+            "status": "works" if setting.working else "not yet",
+        }
+        for setting in SETTINGS.values()
+    ]
+
+
+def _metrics() -> list[dict[str, Any]]:
+    from inpbench.harness.metrics import METRICS
+
+    return [dataclasses.asdict(metric) for metric in METRICS.values()]
+
+
+def _encoders() -> list[dict[str, Any]]:
+    from inpbench.harness.registry import resolve
+
+    rows: list[dict[str, Any]] = resolve("inpbench.methods.encoder_table:rows")()
+    return rows
+
+
+def _parameters(kind: Kind, name: str) -> list[dict[str, Any]]:
+    from inpbench.harness.api import DatasetInfo, MethodInfo
+    from inpbench.harness.params import field_types, plain
+    from inpbench.harness.registry import DATASETS, METHODS
+
+    info: MethodInfo | DatasetInfo = DATASETS.get(name) if kind is Kind.datasets else METHODS.get(name)
+    defaults = plain(info.params())
+    presets = info.presets if isinstance(info, MethodInfo) else {}
+    rows = []
+    for key, type_ in field_types(info.params).items():
+        row: dict[str, Any] = {"parameter": key, "default": defaults[key], "type": getattr(type_, "__name__", str(type_))}
+        row |= {preset: changes.get(key) for preset, changes in presets.items() if changes}
+        rows.append(row)
+    return rows
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        typer.echo("nothing", err=True)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_text(row.get(column))) for column in columns))
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None or value == []:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

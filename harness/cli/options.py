@@ -1,0 +1,49 @@
+"""Options that several verbs share, declared once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inpbench.harness.errors import UsageError
+
+DEFAULT_RESULTS = Path("results") / "runs"
+
+Results = Annotated[
+    Path | None,
+    typer.Option("--results", metavar="DIR", help="Folder of the records [default: $INPBENCH_RESULTS or results/runs].", show_default=False),
+]
+DataRoot = Annotated[
+    Path | None, typer.Option("--data-root", metavar="DIR", help="Root of the data set [default: $INPBENCH_DATA/NAME].", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME.KEY=VALUE", help="Change a parameter of a method or data set; may be repeated."),
+]
+
+
+def results_folder(given: Path | None) -> Path:
+    """The folder of the records: option, then environment, then the default."""
+    if given is not None:
+        return given.expanduser()
+    return Path(os.environ.get("INPBENCH_RESULTS") or DEFAULT_RESULTS).expanduser()
+
+
+def split_names(text: str | None) -> tuple[str, ...]:
+    """`"a, b"` as ("a", "b"), in order, without repeats."""
+    return tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+
+
+def split_ints(text: str, option: str) -> tuple[int, ...]:
+    """`"0,1,2"` as ints; raises `UsageError` naming the option."""
+    try:
+        values = tuple(dict.fromkeys(int(name) for name in split_names(text)))
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers separated by commas, found '{text}'.", f"Type: {option} 0,1,2") from None
+    if any(not 0 <= value < 2**32 for value in values):
+        raise UsageError(f"{option} takes numbers from 0 to 2^32 - 1, found '{text}'.", f"Type: {option} 0,1,2")
+    return values

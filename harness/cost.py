@@ -1,0 +1,80 @@
+"""What a cell costs: seconds, images a second, memory, parameters, operations. Recorded beside the accuracy, never in the identity.
+
+`flops` counts the multiply-adds of one forward of one image twice (2 operations each), with torch's own counter, on the method's
+own `predict`; operations that torch does not count (norms, interpolation) are left out, as in the field's usual tools.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from inpbench.harness.api import Size
+
+if TYPE_CHECKING:
+    from inpbench.harness.evaluation import CategoryResult
+    from inpbench.harness.runner import Options
+
+log = logging.getLogger("inpbench")
+
+
+@dataclass
+class Cost:
+    """Sums over the models of a cell; parameters and operations are those of one model."""
+
+    fit_s: float = 0.0
+    parameters_total: int | None = None
+    parameters_trainable: int | None = None
+    flops: int | None = None
+    peak_memory_mb: float | None = None
+
+    def add_fit(self, seconds: float) -> None:
+        """Add the training time of one model, interrupted runs included."""
+        self.fit_s += seconds
+
+    def as_dict(self, results: Iterable[CategoryResult]) -> dict[str, Any]:
+        """The record's `cost`: None where a number could not be had."""
+        results = list(results)
+        images = sum(result.images for result in results)
+        seconds = sum(result.predict_s for result in results)
+        return {
+            "fit_s": self.fit_s,
+            "predict_s": seconds,
+            "predict_images_per_s": images / seconds if seconds > 0 else None,
+            "parameters_total": self.parameters_total,
+            "parameters_trainable": self.parameters_trainable,
+            "flops_per_image": self.flops,
+            "peak_memory_mb": self.peak_memory_mb,
+        }
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Highest memory of the device (CUDA) or of this process (CPU) so far, in MB of 10^6 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # macOS counts bytes, Linux KiB
+
+
+def count_cost(method: Any, size: Size, options: Options, cost: Cost) -> None:
+    """Fill in parameters, operations and memory. A method without a `model` module has no parameter count of its own."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = getattr(method, "model", None)
+    if isinstance(module, torch.nn.Module):
+        cost.parameters_total = sum(tensor.numel() for tensor in module.parameters())
+    cost.parameters_trainable = sum(tensor.numel() for tensor in method.state().values())
+    image = torch.zeros(1, 3, *size, device=options.device, dtype=options.dtype)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            method.predict(image)
+        cost.flops = int(counter.get_total_flops())
+    except RuntimeError as error:  # a third party's compiled or scripted model may not be countable; the rest of the record stands
+        log.warning("operations not counted: %s", error)
+    cost.peak_memory_mb = peak_memory_mb(options.device)

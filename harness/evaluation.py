@@ -1,0 +1,138 @@
+"""Test one category: predict, score, measure. The result is a small file, written as soon as the category is done.
+
+The image score is the method's own, or the mean of the highest 1 % of the smoothed map (`harness.scoring`). On a GPU that runs
+out of memory the batch is halved for the rest of the cell, which changes no number; the training batch is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from inpbench.harness.atomic import write_text
+from inpbench.harness.errors import BenchError
+from inpbench.harness.loading import test_batches
+from inpbench.harness.metrics import CategoryMetrics
+from inpbench.harness.scoring import image_scores, smooth_maps
+
+if TYPE_CHECKING:
+    from inpbench.harness.api import Method
+    from inpbench.harness.cost import Cost
+    from inpbench.harness.plan import Cell
+    from inpbench.harness.runner import Options
+
+log = logging.getLogger("inpbench")
+
+
+@dataclass
+class CategoryResult:
+    """Everything the record needs of one tested category."""
+
+    metrics: dict[str, float | None]
+    undefined: dict[str, str]  # metric -> why it has no value
+    bounds: dict[str, float]  # metric -> largest error of the streamed value
+    counts: dict[str, int]  # normal, anomalous
+    samples: dict[str, list[Any]]  # image, score, label: one entry an image, in the manifest's order
+    images: int
+    predict_s: float
+
+    def write(self, folder: Path, category: str) -> None:
+        """Save atomically; floats keep every bit (JSON with repr)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / f"{category}.json", json.dumps(self.__dict__))
+
+    @classmethod
+    def read(cls, folder: Path, category: str) -> CategoryResult | None:
+        """The saved result, or None when there is none that can be read (it is measured again)."""
+        try:
+            return cls(**json.loads((folder / f"{category}.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("the saved result of %s cannot be read (%s) and is measured again.", category, error)
+            return None
+
+
+class Stopwatch:
+    """Seconds of device work, the device's queue included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds = 0.0
+
+    def __enter__(self) -> Stopwatch:
+        self._sync()
+        self._begin = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sync()
+        self.seconds += time.perf_counter() - self._begin
+
+    def _sync(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def evaluate_category(cell: Cell, category: str, method: Method, options: Options, cost: Cost) -> CategoryResult:
+    """Predict every test image of a category and measure; raises `BenchError` naming the category when scores are NaN."""
+    assert cell.manifest is not None and cell.request is not None
+    preprocess = cell.params.preprocess
+    metrics = CategoryMetrics(variant=cell.request.variant, device=options.device)
+    watch = Stopwatch(options.device)
+    samples: dict[str, list[Any]] = {"image": [], "score": [], "label": []}
+    for batch in test_batches(
+        cell.manifest,
+        category,
+        preprocess,
+        options.scoring,
+        batch_size=options.eval_batch,
+        device=options.device,
+        dtype=options.dtype,
+        cache=options.pixel_cache,
+    ):
+        with watch:
+            smoothed, scores = _predict(method, batch.images, options)
+        try:
+            metrics.update(smoothed, scores, batch.masks, batch.labels, batch.has_pixels)
+        except BenchError as error:
+            raise type(error)(f"{cell.label} on {category}: {error.message}", error.hint) from error
+        samples["image"] += [cell.manifest.samples[i].image for i in batch.indices]
+        samples["score"] += scores.double().cpu().tolist()
+        samples["label"] += [int(label) for label in batch.labels]
+    measured = metrics.compute()
+    labels = np.asarray(samples["label"])
+    return CategoryResult(
+        metrics=dict(measured.values),
+        undefined=dict(measured.undefined),
+        bounds=dict(measured.bounds),
+        counts={"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())},
+        samples=samples,
+        images=len(labels),
+        predict_s=watch.seconds,
+    )
+
+
+def _predict(method: Method, images: torch.Tensor, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smoothed maps (B, 256, 256) and image scores (B,); halves the batch when the GPU is out of memory."""
+    crop = (int(images.shape[-2]), int(images.shape[-1]))
+    try:
+        with torch.inference_mode():
+            prediction = method.predict(images)
+            smoothed = smooth_maps(prediction.amap, crop, options.scoring)
+            scores = prediction.score if prediction.score is not None else image_scores(smoothed, options.scoring)
+        return smoothed, scores
+    except torch.cuda.OutOfMemoryError:
+        if len(images) == 1:
+            raise
+        log.warning("out of GPU memory with %d images at once: halved for this batch.", len(images))
+    torch.cuda.empty_cache()
+    halves = [_predict(method, half, options) for half in images.chunk(2)]
+    return torch.cat([h[0] for h in halves]), torch.cat([h[1] for h in halves])

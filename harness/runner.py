@@ -1,0 +1,218 @@
+"""One cell from its plan to its record: load, fit, predict, score, and save every piece as soon as it exists.
+
+Work of an unfinished cell lies in `<record>.work/`: a snapshot and then the fitted state of each model, and one file for each
+tested category. A killed run loses at most the seconds since the last snapshot; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import shutil
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from inpbench.harness.api import Context, Progress
+from inpbench.harness.claims import claim
+from inpbench.harness.cost import Cost, count_cost
+from inpbench.harness.errors import BenchError
+from inpbench.harness.evaluation import CategoryResult, evaluate_category
+from inpbench.harness.loading import TrainingImages
+from inpbench.harness.plan import Cell, marks_of
+from inpbench.harness.records import Record, RecordStore
+from inpbench.harness.registry import resolve
+from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.stamp import make_stamp
+
+if TYPE_CHECKING:
+    from inpbench.harness.scoring import Scoring
+    from inpbench.harness.weights import WeightStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where and how cells run: nothing here may change a number beyond rounding."""
+
+    device: torch.device
+    scoring: Scoring
+    weights: WeightStore
+    eval_batch: int = 16
+    snapshot_every_s: float = 30.0
+    pixel_cache: bool = True
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass
+class Tally:
+    """What a run of several cells came to."""
+
+    done: list[Record] = field(default_factory=list)
+    failed: list[Record] = field(default_factory=list)
+
+
+def run_cells(cells: Sequence[Cell], store: RecordStore, options: Options, progress: Callable[[Cell], Progress]) -> Tally:
+    """Run every `todo` cell; a failing one is recorded and the others go on. `KeyboardInterrupt` passes through."""
+    tally = Tally()
+    for cell in cells:
+        if cell.status != "todo":
+            continue
+        record = run_cell(cell, store, options, progress(cell))
+        (tally.done if record.status == "done" else tally.failed).append(record)
+    return tally
+
+
+def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progress) -> Record:
+    """Run one cell and write its record; an exception of the method becomes a `failed` record, never a lost one."""
+    path = store.path_of(cell.identity)
+    with claim(path.with_suffix(".lock"), what=f"cell {cell.id[:12]} ({cell.label})"):
+        record = _started(cell)
+        store.write(record)
+        try:
+            _fill(record, cell, path.with_suffix(".work"), options, progress, store)
+        except Exception as error:
+            record.status = "failed"
+            record.error = {
+                "type": type(error).__name__,
+                "message": str(error),
+                "traceback": "" if isinstance(error, BenchError) else traceback.format_exc(),
+            }
+        record.finished = _now()
+        store.write(record)
+        if record.status == "done":
+            shutil.rmtree(path.with_suffix(".work"), ignore_errors=True)
+    return record
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _started(cell: Cell) -> Record:
+    assert cell.manifest is not None
+    return Record(
+        id=cell.id,
+        status="started",
+        label=cell.label,
+        identity=cell.identity,
+        marks=marks_of(cell),
+        skipped=[
+            {"file": finding.file, "status": finding.status, "message": finding.message} for finding in cell.manifest.findings
+        ],
+        started=_now(),
+    )
+
+
+def units_of(cell: Cell) -> dict[str, tuple[str, ...]]:
+    """Name of each model of a cell to the categories it is trained and tested on."""
+    assert cell.manifest is not None
+    if cell.setting.unit == "category":
+        return {category: (category,) for category in cell.manifest.categories}
+    return {"all": tuple(cell.manifest.categories)}
+
+
+def seed_everything(seed: int) -> None:
+    """Python, numpy and torch (all devices), as the originals do before each model."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _fill(
+    record: Record, cell: Cell, work: Path, options: Options, progress: Progress, store: RecordStore
+) -> None:
+    """Train and test every model of the cell, then complete the record."""
+    assert cell.manifest is not None and cell.request is not None
+    results: dict[str, CategoryResult] = {}
+    cost = Cost()
+    for unit, categories in units_of(cell).items():
+        finished = {c: r for c in categories if (r := CategoryResult.read(work / "tested", c)) is not None}
+        if len(finished) < len(categories):
+            finished |= _run_unit(cell, unit, [c for c in categories if c not in finished], work, options, progress, cost)
+        results |= finished
+    record.metrics = {
+        "mean": _means(results),
+        "categories": {c: r.metrics for c, r in results.items()},
+        "counts": {c: r.counts for c, r in results.items()},
+        "bounds": {c: r.bounds for c, r in results.items()},
+        "undefined": {c: r.undefined for c, r in results.items() if r.undefined},
+    }
+    record.samples = store.write_samples(record.identity, {c: r.samples for c, r in results.items()})
+    record.cost = cost.as_dict(results.values())
+    record.skipped = [
+        {"file": f.file, "status": f.status, "message": f.message} for f in cell.manifest.findings
+    ]
+    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch)
+    record.status = "done"
+
+
+def _means(results: dict[str, CategoryResult]) -> dict[str, float | None]:
+    """Plain mean over categories; undefined where it is undefined for any (a mean over fewer categories is another number)."""
+    names = list(dict.fromkeys(name for result in results.values() for name in result.metrics))
+    means: dict[str, float | None] = {}
+    for name in names:
+        values = [result.metrics.get(name) for result in results.values()]
+        known = [value for value in values if value is not None]
+        means[name] = float(np.mean(known)) if len(known) == len(values) and known else None
+    return means
+
+
+def _run_unit(
+    cell: Cell, unit: str, categories: Sequence[str], work: Path, options: Options, progress: Progress, cost: Cost
+) -> dict[str, CategoryResult]:
+    """One model: build, fit (or take up where it was), test the categories that have no result yet."""
+    assert cell.manifest is not None and cell.request is not None
+    snapshots = FolderSnapshots(work / "models" / unit, options.snapshot_every_s)
+    seed_everything(cell.seed)
+    context = Context(
+        device=options.device,
+        dtype=options.dtype,
+        seed=cell.seed,
+        setting=cell.setting.name,
+        weights=options.weights,
+        snapshots=snapshots,
+        progress=progress,
+        shots=cell.shots,
+        engine=cell.request.engine,
+    )
+    method = resolve(cell.method.target)(cell.params, context)
+    preprocess = cell.params.preprocess
+    fitted = snapshots.load_fitted()
+    if fitted is not None:
+        method.load_state(fitted)
+    elif cell.request.checkpoint is not None:
+        method.load_official(options.weights.read_file(cell.request.checkpoint))
+    else:
+        unit_categories = units_of(cell)[unit]
+        train = TrainingImages(
+            cell.manifest,
+            unit_categories,
+            preprocess,
+            device=options.device,
+            dtype=options.dtype,
+            cache=options.pixel_cache,
+            progress=progress,
+        )
+        method.fit(train)
+        snapshots.save_fitted(method.state())
+    cost.add_fit(snapshots.elapsed_s() if fitted is None else snapshots.earlier_s)
+    results = {}
+    for index, category in enumerate(categories):
+        progress(index, len(categories), f"testing {category}")
+        results[category] = evaluate_category(cell, category, method, options, cost)
+        results[category].write(work / "tested", category)
+    progress(len(categories), len(categories), "tested")
+    count_cost(method, preprocess.crop, options, cost)
+    snapshots.clear()
+    del method
+    gc.collect()
+    if options.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return results
+

@@ -1,0 +1,86 @@
+"""What a killed cell goes on from: one file a model, replaced atomically, loaded with `weights_only=True`.
+
+A snapshot holds whatever the training loop gave, and the seconds of training so far, so that the recorded cost of an
+interrupted run is the sum of its parts.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inpbench.harness.atomic import write_bytes
+
+log = logging.getLogger("inpbench")
+
+
+class FolderSnapshots:
+    """`harness.api.Snapshots` in a folder: `snapshot.pt` while training, `fitted.pt` once trained."""
+
+    def __init__(self, folder: Path, every_s: float = 30.0) -> None:
+        self._folder = folder
+        self._every_s = every_s
+        self._last = time.monotonic()
+        self._started = time.monotonic()
+        self.earlier_s = 0.0  # seconds of training before this process
+        self.resumed = False
+
+    def due(self) -> bool:
+        """Whether `every_s` seconds have passed since the last save."""
+        return time.monotonic() - self._last >= self._every_s
+
+    def elapsed_s(self) -> float:
+        """Seconds of training, those of earlier processes included."""
+        return self.earlier_s + time.monotonic() - self._started
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a snapshot in mid-training."""
+        self._write("snapshot.pt", state)
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The last snapshot, or None. A file that does not load (power cut on a file system without order) is set aside."""
+        return self._read("snapshot.pt")
+
+    def save_fitted(self, state: Mapping[str, Any]) -> None:
+        """Write what was learned; from now on the cell only tests."""
+        self._write("fitted.pt", state)
+
+    def load_fitted(self) -> dict[str, Any] | None:
+        """What was learned, or None when training has not ended."""
+        return self._read("fitted.pt")
+
+    def clear(self) -> None:
+        """Forget everything: the results are in the record's store now."""
+        for name in ("snapshot.pt", "fitted.pt"):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _write(self, name: str, state: Mapping[str, Any]) -> None:
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save({"elapsed_s": self.elapsed_s(), "state": dict(state)}, buffer)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(self._folder / name, buffer.getvalue())
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        import torch
+
+        path = self._folder / name
+        if not path.is_file():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            self.earlier_s, state = float(content["elapsed_s"]), content["state"]
+        except Exception as error:  # whatever is wrong with the file, training can start anew: nothing is lost but time
+            log.warning("%s does not load (%s); this model starts from the beginning.", path.name, type(error).__name__)
+            path.replace(path.with_suffix(".broken"))
+            return None
+        self.resumed = True
+        self._started = self._last = time.monotonic()
+        assert isinstance(state, dict)
+        return state

@@ -1,0 +1,286 @@
+"""The conformance kit: named checks that every method passes, ours and third parties'.
+
+    for check in checks("my_method"):
+        check()                       # raises AssertionError with the reason
+
+Methods are built with their cheapest preset (`smoke`, else the defaults), the built-in encoder where they take one, and a few
+images of stripes held in memory; a check takes seconds on one core. `bench doctor NAME` and pytest run the same checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from inpbench.harness import params as parameters
+from inpbench.harness.api import Context, MethodInfo, Sample, WeightSpec
+from inpbench.harness.registry import METHODS, resolve
+from inpbench.harness.settings import SETTINGS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+TOLERANCE = 1e-4  # relative, float32: batch of 1 against batch of 4
+
+
+class NoWeights:
+    """Weights of a conformance run: built-in ones only; pretrained files are neither needed nor looked for."""
+
+    def state(self, spec: WeightSpec) -> dict[str, Tensor] | None:
+        """None: random weights, which is enough to check a contract (and nothing else)."""
+        return None
+
+
+@dataclass
+class MemorySnapshots:
+    """Snapshots held in memory, through torch's own serialisation, so that what is saved can be loaded safely."""
+
+    content: bytes | None = None
+    always: bool = False
+    saved: int = 0
+    stop_after: int | None = None  # raise `Stopped` after so many saves: a killed process
+
+    def due(self) -> bool:
+        """Whether to save at every opportunity."""
+        return self.always
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep a copy."""
+        import io
+
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        self.content = buffer.getvalue()
+        self.saved += 1
+        if self.stop_after is not None and self.saved >= self.stop_after:
+            raise StoppedError
+
+    def load(self) -> dict[str, Any] | None:
+        """The last copy."""
+        import io
+
+        import torch
+
+        if self.content is None:
+            return None
+        state: dict[str, Any] = torch.load(io.BytesIO(self.content), weights_only=True)
+        return state
+
+
+class StoppedError(Exception):
+    """Stands for kill -9 in a check."""
+
+
+@dataclass
+class Stripes:
+    """A training set in memory: oblique stripes with a little noise, two categories. Implements `harness.api.TrainingSet`."""
+
+    size: tuple[int, int]
+    count: int
+    dtype: torch.dtype
+    samples: Sequence[Sample] = field(default_factory=list)
+    categories: Sequence[str] = ("fine", "coarse")
+
+    def __post_init__(self) -> None:
+        self.samples = [Sample(f"{i:03d}.png", self.categories[i % 2], "train", 0) for i in range(self.count)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def image(self, index: int, spot: bool = False) -> Tensor:
+        """Image (3, H, W), normalised scale; `spot` plants a bright square."""
+        import torch
+
+        height, width = self.size
+        rows = torch.arange(height, dtype=torch.float64)[:, None]
+        columns = torch.arange(width, dtype=torch.float64)[None, :]
+        generator = torch.Generator().manual_seed(index)
+        period = 9.0 if index % 2 == 0 else 23.0
+        image = torch.sin((rows + 0.7 * columns + 3.0 * index) * (6.2831853 / period)).expand(3, -1, -1).clone()
+        image += 0.1 * torch.randn(3, height, width, generator=generator, dtype=torch.float64)
+        if spot:
+            image[:, height // 3 : height // 2, width // 3 : width // 2] = 3.0
+        return image.to(self.dtype)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """Images (B, 3, H, W)."""
+        import torch
+
+        return torch.stack([self.image(int(index)) for index in indices])
+
+    def masks(self, indices: Sequence[int]) -> Tensor:
+        """No anomaly anywhere: (B, H, W), all False."""
+        import torch
+
+        return torch.zeros(len(indices), *self.size, dtype=torch.bool)
+
+
+class Bench:
+    """Builds a method the way the runner does, small and in memory."""
+
+    def __init__(self, info: MethodInfo) -> None:
+        encoder = {"encoder": "builtin"} if "encoder" in parameters.field_types(info.params) else {}
+        self.info = info
+        self.params = parameters.build(info.name, info.params, info.presets.get("smoke", {}), encoder)
+
+    def make(self, *, seed: int = 1, snapshots: MemorySnapshots | None = None) -> Any:
+        """A fresh, untrained method."""
+        import torch
+
+        from inpbench.harness.runner import seed_everything
+
+        seed_everything(seed)
+        context = Context(
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            seed=seed,
+            setting="multi_class",
+            weights=NoWeights(),
+            snapshots=snapshots or MemorySnapshots(),
+            progress=lambda done, total, text="", **numbers: None,
+        )
+        return resolve(self.info.target)(self.params, context)
+
+    def train_set(self) -> Stripes:
+        """Twenty images: more than one batch of the presets' sizes, with a remainder."""
+        import torch
+
+        return Stripes(self.params.preprocess.crop, 20, torch.float32)
+
+    def fitted(self, **options: Any) -> Any:
+        """A method after `fit`."""
+        method = self.make(**options)
+        method.fit(self.train_set())
+        return method
+
+    def images(self, count: int = 4) -> Tensor:
+        """Test images (count, 3, H, W), every second with a spot."""
+        import torch
+
+        stripes = Stripes(self.params.preprocess.crop, 100, torch.float32)
+        return torch.stack([stripes.image(50 + i, spot=i % 2 == 1) for i in range(count)])
+
+
+def check_info(bench: Bench) -> None:
+    """The info is complete: frozen JSON-able params, known settings, a `paper` preset, presets that build."""
+    info = bench.info
+    assert dataclasses.is_dataclass(info.params), "params is not a dataclass"
+    assert info.params.__dataclass_params__.frozen, "params is not frozen"  # type: ignore[attr-defined]
+    json.dumps(parameters.plain(info.params()))
+    unknown = info.settings - set(SETTINGS)
+    assert not unknown, f"unknown settings: {sorted(unknown)}"
+    assert info.presets.get("paper") == {}, "the preset `paper` must be the defaults: {}"
+    for name, preset in info.presets.items():
+        assert hasattr(parameters.build(info.name, info.params, preset), "preprocess"), f"preset {name}: params have no preprocess"
+
+
+def check_shapes(bench: Bench) -> None:
+    """amap is (B, h, w) and score (B,) or None, finite, without gradient."""
+    import torch
+
+    prediction = bench.fitted().predict(bench.images(3))
+    assert prediction.amap.ndim == 3 and len(prediction.amap) == 3, f"amap has shape {tuple(prediction.amap.shape)}, expected (3, h, w)"
+    assert torch.isfinite(prediction.amap).all(), "amap has NaN or infinite values"
+    assert not prediction.amap.requires_grad, "amap carries a gradient"
+    if prediction.score is not None:
+        assert prediction.score.shape == (3,), f"score has shape {tuple(prediction.score.shape)}, expected (3,)"
+
+
+def check_batch_invariance(bench: Bench) -> None:
+    """One image gives the same map alone and in a batch, in any order."""
+    import torch
+
+    method, images = bench.fitted(), bench.images(4)
+    together = method.predict(images).amap
+    alone = torch.cat([method.predict(image[None]).amap for image in images])
+    reverse = method.predict(images.flip(0)).amap.flip(0)
+    scale = together.abs().max().clamp_min(1e-12)
+    for name, other in (("alone", alone), ("in reverse order", reverse)):
+        worst = ((together - other).abs().max() / scale).item()
+        assert worst <= TOLERANCE, f"maps differ by {worst:.2e} (relative) when predicted {name}"
+
+
+def check_seed(bench: Bench) -> None:
+    """The same seed gives the same bits."""
+    import torch
+
+    first, second = bench.fitted(seed=3).predict(bench.images()).amap, bench.fitted(seed=3).predict(bench.images()).amap
+    assert torch.equal(first, second), f"two runs of seed 3 differ by {(first - second).abs().max():.2e}"
+
+
+def check_state(bench: Bench) -> None:
+    """state() -> load_state() into a fresh method gives the same maps, bit for bit."""
+    import torch
+
+    method = bench.fitted()
+    copy = bench.make(seed=9)
+    copy.load_state({key: value.clone() for key, value in method.state().items()})
+    assert torch.equal(method.predict(bench.images()).amap, copy.predict(bench.images()).amap), "maps differ after a state round trip"
+
+
+def check_resume(bench: Bench) -> None:
+    """A fit stopped at its first snapshot and taken up again gives the same maps, bit for bit."""
+    import torch
+
+    whole = bench.fitted()
+    snapshots = MemorySnapshots(always=True, stop_after=1)
+    try:
+        bench.fitted(snapshots=snapshots)
+    except StoppedError:
+        pass
+    if snapshots.saved == 0:
+        return  # a method that takes no snapshots starts anew, which is the same thing
+    snapshots.stop_after = None
+    again = bench.fitted(snapshots=snapshots)
+    assert torch.equal(whole.predict(bench.images()).amap, again.predict(bench.images()).amap), "a resumed fit gives other maps"
+
+
+def check_purity(bench: Bench) -> None:
+    """predict() changes neither its input nor the method."""
+    import torch
+
+    method, images = bench.fitted(), bench.images()
+    before = images.clone()
+    first = method.predict(images).amap.clone()
+    assert torch.equal(images, before), "predict() changed its input"
+    assert torch.equal(first, method.predict(images).amap), "a second predict() gives other maps"
+
+
+CHECKS: tuple[Callable[[Bench], None], ...] = (
+    check_info,
+    check_shapes,
+    check_batch_invariance,
+    check_seed,
+    check_state,
+    check_resume,
+    check_purity,
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check bound to one method; call it. `name` reads like `batch_invariance`."""
+
+    method: str
+    name: str
+    run: Callable[[], None]
+    doc: str
+
+    def __call__(self) -> None:
+        """Run the check; raises AssertionError with the reason."""
+        self.run()
+
+
+def checks(name: str) -> list[Check]:
+    """All checks of a registered method."""
+    bench = Bench(METHODS.get(name))
+    return [
+        Check(name, check.__name__.removeprefix("check_"), lambda check=check: check(bench), (check.__doc__ or "").strip())  # type: ignore[misc]
+        for check in CHECKS
+    ]
