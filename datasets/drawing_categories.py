@@ -95,7 +95,9 @@ def wood(where: Canvas, rng: Generator, missing: Part | None) -> Scene:
     image = light + dark[..., None] * (deep - light) * (1.0 + 0.05 * rng.standard_normal())
     rough = smooth_noise(rng, size, 30, 90)
     if missing is not None:
-        torn = box(v - missing.y + 128.0, u - missing.x + 128.0 + 2.0 * smooth_noise(rng, size, 24, 8), 21.0 * missing.scale, 4.5, 4.0)
+        torn = box(
+            v - missing.y + 128.0, u - missing.x + 128.0 + 2.0 * smooth_noise(rng, size, 24, 8), 21.0 * missing.scale, 4.5, 4.0
+        )
         over(image, (0.16, 0.10, 0.06), 0.85 * cover(torn - 1.5, 2.5))
         over(image, np.array((0.60, 0.43, 0.26)) * (1.0 + 0.16 * rough)[..., None], cover(torn + 2.0, 1.5))
     return Scene(np.clip(image, 0.0, 1.0), np.ones((size, size)))

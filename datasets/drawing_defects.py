@@ -56,7 +56,11 @@ def scratch(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Arra
     image = scene.image.copy()
     strength = rng.uniform(0.65, 0.95)
     dark = rng.uniform() < 0.5
-    over(image, (0.95, 0.95, 0.93) if dark else (0.05, 0.05, 0.05), 0.5 * strength * cover(distance - 1.5 * width, 1.5) * scene.surface)
+    over(
+        image,
+        (0.95, 0.95, 0.93) if dark else (0.05, 0.05, 0.05),
+        0.5 * strength * cover(distance - 1.5 * width, 1.5) * scene.surface,
+    )
     over(image, (0.06, 0.05, 0.05) if dark else (0.97, 0.97, 0.95), strength * cover(distance - 0.8 * width, 1.2) * scene.surface)
     return image
 
@@ -80,7 +84,14 @@ def spot(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Array:
 def contamination(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Array:
     """Foreign matter lying on the surface: a cluster of crumbs, or a curled fibre, with its shadow."""
     y, x = _place(where, rng, scene.surface)
-    colours = ((0.85, 0.20, 0.18), (0.90, 0.85, 0.25), (0.15, 0.25, 0.75), (0.92, 0.92, 0.95), (0.07, 0.06, 0.06), (0.30, 0.62, 0.25))
+    colours = (
+        (0.85, 0.20, 0.18),
+        (0.90, 0.85, 0.25),
+        (0.15, 0.25, 0.75),
+        (0.92, 0.92, 0.95),
+        (0.07, 0.06, 0.06),
+        (0.30, 0.62, 0.25),
+    )
     colour = np.array(colours[int(rng.integers(len(colours)))])
     if rng.uniform() < 0.6:
         distance = np.full(where.y.shape, np.inf)
@@ -96,7 +107,10 @@ def contamination(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -
     image = scene.image.copy()
     shifted = np.roll(distance, (round(2.0 / where.pixel), round(2.0 / where.pixel)), axis=(0, 1))
     image *= (1.0 - 0.45 * cover(shifted, 3.0))[..., None]
-    lit = colour * np.clip(0.85 + 0.25 * smooth_noise(rng, where.size, 60, 60) - 0.06 * np.minimum(distance + 2.0, 2.0), 0.3, 1.2)[..., None]
+    lit = (
+        colour
+        * np.clip(0.85 + 0.25 * smooth_noise(rng, where.size, 60, 60) - 0.06 * np.minimum(distance + 2.0, 2.0), 0.3, 1.2)[..., None]
+    )
     over(image, np.clip(lit, 0.0, 1.0), cover(distance, 1.2))
     return image
 
@@ -117,7 +131,7 @@ def deformation(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> 
     y, x = _place(where, rng, np.maximum(relief - np.median(relief), 1e-9) * ndimage.maximum_filter(scene.surface, 9))
     reach = rng.uniform(20, 32)
     dy, dx = where.y - y, where.x - x
-    bump = np.exp(-((dy**2 + dx**2) / reach**2) ** 1.5)
+    bump = np.exp(-(((dy**2 + dx**2) / reach**2) ** 1.5))
     angle = rng.uniform(0, 2 * np.pi)
     pull, twist = rng.uniform(7, 12), rng.choice([-1.0, 1.0]) * rng.uniform(0.55, 0.95)
     if rng.uniform() < 0.5:

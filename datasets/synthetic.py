@@ -61,7 +61,9 @@ class SyntheticParams:
             ("defective", self.defective, 1, 10_000),
         ):
             if not low <= value <= high:
-                raise UsageError(f"synthetic.{field}: expected {low} to {high}, found {value}.", f"Type: --set synthetic.{field}={low}")
+                raise UsageError(
+                    f"synthetic.{field}: expected {low} to {high}, found {value}.", f"Type: --set synthetic.{field}={low}"
+                )
 
 
 def draw(
@@ -139,7 +141,9 @@ def generate(folder: Path, params: SyntheticParams) -> None:
 def scan(root: Path, params: SyntheticParams, report: Report) -> list[Sample]:
     """The samples that `generate` drew with the same parameters; a file that has vanished since is reported."""
     if not any((root / category / "train" / GOOD).is_dir() for category in params.chosen):
-        raise DataError(f"{root} holds no synthetic set (expected {params.chosen[0]}/train/good).", "Delete the folder and run again.")
+        raise DataError(
+            f"{root} holds no synthetic set (expected {params.chosen[0]}/train/good).", "Delete the folder and run again."
+        )
     samples = []
     for sample, _ in _entries(params):
         if not (root / sample.image).is_file():
