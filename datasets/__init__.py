@@ -5,5 +5,6 @@ BUILTIN = {
     "visa": "inpbench.datasets.visa:VISA",
     "real_iad": "inpbench.datasets.real_iad:REAL_IAD",
     "folder": "inpbench.datasets.folder:FOLDER",
+    "elpv": "inpbench.datasets.elpv:ELPV",
     "synthetic": "inpbench.datasets.synthetic:SYNTHETIC",
 }

@@ -1,0 +1,210 @@
+"""`bench data verify`: what is on disk, file by file, against what the layout says and what was published.
+
+Every image and mask is read whole. Found are: unreadable files, missing, empty and stray masks, masks of another size, unusual modes
+(with how they are read), the same bytes twice, and counts that differ from the published ones. `ok` is False where any finding is
+an error: a benchmark number would be computed from other data than the user thinks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inpbench.harness.api import Counts, DatasetInfo, Finding, Sample
+from inpbench.harness.errors import DataError
+from inpbench.harness.manifest import open_manifest, stopped, summary
+
+Tally = dict[str, dict[str, dict[str, int]]]  # category -> split -> kind of defect -> images
+TOTAL = "total"  # key of published counts that hold for all categories together
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What was found. `findings` names only files that have something to say."""
+
+    info: DatasetInfo
+    root: Path
+    strict: bool
+    counts: Tally
+    published: Mapping[str, Counts]
+    sizes: dict[str, dict[str, int]]  # category -> "WIDTHxHEIGHT" -> images
+    modes: dict[str, dict[str, int]]  # category -> PIL mode -> images
+    checked: int  # image and mask files that were read
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that stop a strict run."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def ok(self) -> bool:
+        """No finding is an error."""
+        return not self.errors
+
+    @property
+    def summary(self) -> str:
+        """`1354 files read: 2 duplicate, 1 unreadable`."""
+        return f"{self.checked} files read: {summary(self.findings) or 'nothing to report'}"
+
+    def stop(self) -> DataError | None:
+        """What a strict run would raise, naming the first bad file, or None."""
+        return stopped(self.info, self.root, self.errors) if self.errors else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `files` has one entry a finding."""
+        return {
+            "dataset": self.info.name,
+            "root": str(self.root),
+            "strict": self.strict,
+            "ok": self.ok,
+            "checked": self.checked,
+            "counts": self.counts,
+            "published": {category: counts._asdict() for category, counts in self.published.items()},
+            "sizes": self.sizes,
+            "modes": self.modes,
+            "files": [
+                {"file": f.file, "status": f.status, "severity": f.severity, "message": f.message} for f in self.findings
+            ],
+        }
+
+
+class _Checked(NamedTuple):
+    """One sample, read."""
+
+    findings: list[Finding]
+    sha256: str  # of the image's bytes; "" where it cannot be read
+    size: str
+    mode: str
+    files: int
+
+
+def audit(
+    info: DatasetInfo,
+    params: Any,
+    root: Path,
+    strict: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> AuditReport:
+    """Read everything and report everything; a root of another layout raises `DataError`.
+
+    strict: kept in the report; findings are collected all the same, so that one run shows all of them (`stop` has the error).
+    progress: called with (done, total) samples.
+    """
+    manifest = open_manifest(info, params, root, strict=False)
+    findings = list(manifest.findings)
+    sizes: dict[str, Counter[str]] = {}
+    modes: dict[str, Counter[str]] = {}
+    first: dict[str, Sample] = {}
+    files = 0
+    with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)), thread_name_prefix="audit") as pool:
+        for done, (sample, checked) in enumerate(_read_all(pool, root, manifest.samples), start=1):
+            findings += checked.findings
+            files += checked.files
+            if checked.mode:
+                sizes.setdefault(sample.category, Counter())[checked.size] += 1
+                modes.setdefault(sample.category, Counter())[checked.mode] += 1
+            if checked.sha256 and (twin := first.setdefault(checked.sha256, sample)) is not sample:
+                findings.append(_duplicate(sample, twin))
+            if progress is not None:
+                progress(done, len(manifest.samples))
+    counts = tally(manifest.samples)
+    published: Mapping[str, Counts] = getattr(params, "published", None) or info.counts
+    findings += compare(counts, manifest.samples, published, info)
+    plain_sizes, plain_modes = ({c: dict(n.most_common()) for c, n in table.items()} for table in (sizes, modes))
+    unique = tuple(dict.fromkeys(findings))
+    return AuditReport(info, root, strict, counts, published, plain_sizes, plain_modes, files, unique)
+
+
+def tally(samples: Iterable[Sample]) -> Tally:
+    """Images by category, split and kind of defect, in the manifest's order."""
+    counts: Tally = {}
+    for sample in samples:
+        split = counts.setdefault(sample.category, {}).setdefault(sample.split, {})
+        split[sample.defect] = split.get(sample.defect, 0) + 1
+    return counts
+
+
+def compare(counts: Tally, samples: Iterable[Sample], published: Mapping[str, Counts], info: DatasetInfo) -> list[Finding]:
+    """Findings where the counts on disk differ from the published ones, and categories that are not there."""
+    measured: dict[str, list[int]] = {category: [0, 0, 0] for category in counts}
+    for sample in samples:
+        measured[sample.category][0 if sample.split == "train" else 1 + int(sample.label == 1)] += 1
+    findings = [
+        Finding(category, "missing_category", "a category of the data set is not on disk")
+        for category in info.categories
+        if category not in counts
+    ]
+    complete = not findings
+    rows = [(c, found, published[c]) for c, found in measured.items() if c in published]
+    if TOTAL in published and complete:
+        rows.append(("", [sum(column) for column in zip(*measured.values(), strict=True)], published[TOTAL]))
+    for category, found, wanted in rows:
+        if tuple(found) != tuple(wanted):
+            findings.append(
+                Finding(
+                    category,
+                    "count",
+                    f"train / test normal / test anomalous: published {' / '.join(map(str, wanted))}, "
+                    f"found {' / '.join(map(str, found))}",
+                )
+            )
+    return findings
+
+
+def _read_all(pool: ThreadPoolExecutor, root: Path, samples: Sequence[Sample]) -> Iterable[tuple[Sample, _Checked]]:
+    """Samples read in order, a bounded number at a time (the results are small, the queue of a million tasks is not)."""
+    for start in range(0, len(samples), 256):
+        chunk = samples[start : start + 256]
+        yield from zip(chunk, pool.map(lambda sample: _check(root, sample), chunk), strict=True)
+
+
+def _check(root: Path, sample: Sample) -> _Checked:
+    """Read an image and its mask whole."""
+    from inpbench.harness.images import READ_AS, USUAL_MODES, UnreadableError, open_image, to_rgb
+
+    findings: list[Finding] = []
+    digest = size = mode = ""
+    stored = None
+    try:
+        data = (root / sample.image).read_bytes()
+        image = open_image(root / sample.image, sample.image, data)
+        mode, stored, size = image.mode, (image.height, image.width), f"{image.width}x{image.height}"
+        to_rgb(image, sample.image)
+        digest = hashlib.sha256(data).hexdigest()
+        if mode not in USUAL_MODES:
+            findings.append(Finding(sample.image, "mode", f"mode {mode} is read as: {READ_AS[mode]}"))
+    except UnreadableError as error:
+        findings.append(Finding(sample.image, "unreadable", error.reason))
+    except OSError as error:
+        findings.append(Finding(sample.image, "unreadable", error.strerror or str(error)))
+    if sample.mask is not None:
+        findings += _check_mask(root, sample.mask, stored)
+    return _Checked(findings, digest, size, mode, 1 + (sample.mask is not None))
+
+
+def _check_mask(root: Path, name: str, size: tuple[int, int] | None) -> list[Finding]:
+    """Read a mask; `size` is that of its image, None where the image cannot be read."""
+    from inpbench.harness.images import UnreadableError, read_mask, size_message
+
+    try:
+        mask = read_mask(root / name, None, name)
+    except UnreadableError as error:
+        return [Finding(name, "unreadable_mask", error.reason)]
+    findings = []
+    if mask.empty:
+        findings.append(Finding(name, "empty_mask", "no anomalous pixel; the image counts as anomalous, its pixels as normal"))
+    if size is not None and mask.stored != size:
+        findings.append(Finding(name, "size_mismatch", size_message(mask.stored, size)))
+    return findings
+
+
+def _duplicate(sample: Sample, twin: Sample) -> Finding:
+    where = "" if sample.split == twin.split else f", which is in {twin.split}: the test set leaks"
+    return Finding(sample.image, "duplicate", f"the same bytes as {twin.image}{where}")

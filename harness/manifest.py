@@ -1,0 +1,165 @@
+"""The manifest: every image of a data set as a fact, its hash, and what was found wrong with the files.
+
+`open_manifest` runs the adapter. In strict mode the first error stops with a `DataError` that names the file; in lenient mode
+errors are findings, the affected images are left out (or lose their pixel ground truth), and the record lists them. The hash covers
+name, version and parameters of the set and, for each image, everything listed and the sizes of its files; not where the root lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inpbench.harness.api import DatasetInfo, Finding, Sample
+from inpbench.harness.errors import DataError, UsageError, did_you_mean
+from inpbench.harness.params import plain
+from inpbench.harness.registry import resolve
+
+log = logging.getLogger("inpbench")
+
+
+class FileFact(NamedTuple):
+    """What the file system says of a file; size -1 where it is gone."""
+
+    size: int  # bytes
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The samples of a data set, in the adapter's order, and what was noticed about them."""
+
+    info: DatasetInfo
+    params: Any
+    root: Path
+    strict: bool
+    samples: tuple[Sample, ...]
+    files: dict[str, FileFact]  # of every image and mask
+    sha256: str
+    found: list[Finding] = field(default_factory=list)  # grows in lenient mode, when an image turns out to be broken
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Categories present, in the official order."""
+        return tuple(dict.fromkeys(sample.category for sample in self.samples))
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the adapter and, so far, the decoder noticed."""
+        return tuple(self.found)
+
+    def note(self, finding: Finding) -> None:
+        """Take a finding of the decoder: an error raises `DataError` in strict mode, and is warned of once in lenient mode."""
+        if self.strict and finding.severity == "error":
+            raise stopped(self.info, self.root, [finding])
+        if finding not in self.found:
+            self.found.append(finding)
+            log.warning("%s: %s: %s", finding.file, finding.status, finding.message)
+
+    def select(self, categories: Sequence[str]) -> Manifest:
+        """Only these categories, in the official order. Raises `UsageError` for one that is not there."""
+        for name in categories:
+            if name not in self.categories:
+                raise UsageError(
+                    f"{self.info.name} in {self.root} has no category '{name}'. {did_you_mean(name, self.categories)}",
+                    f"Type: --categories {','.join(self.categories[:2])}",
+                )
+        chosen = _of_categories(self.found, self.info, self.categories, categories)
+        return self._with([sample for sample in self.samples if sample.category in categories], chosen)
+
+    def limit(self, count: int) -> Manifest:
+        """At most the first `count` images of each category, split and kind of defect."""
+        taken: dict[tuple[str, str, str], int] = {}
+        kept = []
+        for sample in self.samples:
+            key = (sample.category, sample.split, sample.defect)
+            taken[key] = taken.get(key, 0) + 1
+            if taken[key] <= count:
+                kept.append(sample)
+        return self._with(kept, self.found)
+
+    def _with(self, samples: Sequence[Sample], found: Iterable[Finding]) -> Manifest:
+        digest = _hash(self.info, self.params, samples, self.files)
+        return replace(self, samples=tuple(samples), sha256=digest, found=list(found))
+
+
+def open_manifest(
+    info: DatasetInfo, params: Any, root: Path, strict: bool = True, categories: Sequence[str] | None = None
+) -> Manifest:
+    """List a data set. Raises `DataError` for a root of another layout and, in strict mode, for the first error in a file.
+
+    categories: only these; errors in the files of the others then stop nothing (a partly downloaded set can be used).
+    """
+    if not root.is_dir():
+        what = "is a file: unpack it" if root.is_file() else "is no folder"
+        raise DataError(f"{info.name}: {root} {what}.", f"Its root looks like this:\n{info.expected_tree}")
+    found: list[Finding] = []
+    scan: Callable[..., list[Sample]] = resolve(info.scan)
+    samples = scan(root, params, found.append)
+    if not samples and not found:
+        raise DataError(f"{info.name}: {root} holds no image of this data set.", f"Its root looks like this:\n{info.expected_tree}")
+    files = _file_facts(root, samples)
+    manifest = Manifest(info, params, root, strict, tuple(samples), files, _hash(info, params, samples, files), found)
+    if categories:
+        manifest = manifest.select(categories)
+    errors = [finding for finding in manifest.found if finding.severity == "error"]
+    if errors and (strict or not manifest.samples):
+        raise stopped(info, root, errors)
+    if manifest.found:
+        log.warning("%s: %s. bench data verify %s lists them.", info.name, summary(manifest.found), info.name)
+    return manifest
+
+
+def stopped(info: DatasetInfo, root: Path, errors: Sequence[Finding]) -> DataError:
+    """The error of a strict run: the first file by name, how many more, and what to type."""
+    first = errors[0]
+    more = f" ({len(errors) - 1} more)" if len(errors) > 1 else ""
+    return DataError(
+        f"{info.name}: {first.file or root}: {first.status.replace('_', ' ')}: {first.message}{more}.",
+        f"Type: bench data verify {info.name} --data-root {root}, or run with --lenient to leave such files out.",
+    )
+
+
+def summary(findings: Iterable[Finding]) -> str:
+    """`3 missing_mask, 1 unreadable`."""
+    counts: dict[str, int] = {}
+    for finding in findings:
+        counts[finding.status] = counts.get(finding.status, 0) + 1
+    return ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+
+
+def _of_categories(found: Iterable[Finding], info: DatasetInfo, known: Iterable[str], chosen: Iterable[str]) -> list[Finding]:
+    """Findings that do not belong to an unselected category: one whose name is a part of the path."""
+    others = (set(info.categories) | set(known)) - set(chosen)
+    return [f for f in found if not others & {part.removesuffix(".json") for part in f.file.split("/")}]
+
+
+def _file_facts(root: Path, samples: Iterable[Sample]) -> dict[str, FileFact]:
+    facts = {}
+    for sample in samples:
+        for path in (sample.image, sample.mask):
+            if path is not None and path not in facts:
+                try:
+                    status = os.stat(root / path)  # noqa: PTH116 (a Path object for each of 200,000 files is slow)
+                    facts[path] = FileFact(status.st_size, status.st_mtime_ns)
+                except OSError:
+                    facts[path] = FileFact(-1, 0)
+    return facts
+
+
+def _hash(info: DatasetInfo, params: Any, samples: Sequence[Sample], files: dict[str, FileFact]) -> str:
+    """Independent of the root, and of whether the user gave the root or its parent."""
+    paths = [path for sample in samples for path in (sample.image, sample.mask) if path]
+    common = os.path.commonpath(paths) if len(paths) > 1 else ""
+    digest = hashlib.sha256(json.dumps([info.name, info.version, plain(params)], sort_keys=True).encode())
+    for s in samples:
+        mask = None if s.mask is None else [s.mask[len(common) :], files[s.mask].size]
+        row = [s.image[len(common) :], files[s.image].size, s.category, s.split, s.label, mask, s.defect, s.specimen, s.view]
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
