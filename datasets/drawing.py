@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.random import Generator
@@ -60,24 +61,25 @@ def near(where: Canvas, at: tuple[float, float], reach: float) -> tuple[slice, s
 
 
 @lru_cache(maxsize=64)
-def _spline(cells: int, size: int) -> Array:
-    """(size, cells + 3) weights of the uniform cubic B-spline at the pixel centres; a row sums to 1."""
+def _spline(cells: int, size: int) -> tuple[NDArray[np.int64], Array]:
+    """First node (S,) and the four weights (4, S) of the uniform cubic B-spline at the pixel centres; they sum to 1."""
     at = (np.arange(size) + 0.5) * cells / size
     left = np.floor(at).astype(np.int64)
     t = at - left
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], axis=1) / 6.0
-    matrix = np.zeros((size, cells + 3))
-    np.put_along_axis(matrix, left[:, None] + np.arange(4), weights, axis=1)
-    return matrix
+    return left, np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6.0
 
 
 def smooth_noise(rng: Generator, size: int, rows: int, cols: int) -> Array:
     """(S, S) smooth noise of about zero mean and unit deviation, with features of 1/rows and 1/cols of the side.
 
-    The random numbers drawn depend on `rows` and `cols` alone, so one seed gives one picture at every size.
+    The random numbers drawn depend on `rows` and `cols` alone, so one seed gives one picture at every size. Sums of four terms in a
+    fixed order, and no matrix product: that would depend on the machine's linear algebra.
     """
     grid = rng.standard_normal((rows + 3, cols + 3))
-    field: Array = _spline(rows, size) @ grid @ _spline(cols, size).T
+    first, weights = _spline(rows, size)
+    tall = sum(weight[:, None] * grid[first + node] for node, weight in enumerate(weights))
+    first, weights = _spline(cols, size)
+    field: Array = sum(weight * tall[:, first + node] for node, weight in enumerate(weights))
     return field * 2.087  # a cubic B-spline in both axes keeps 151/315 = 1 / 2.087 of the deviation
 
 
@@ -114,7 +116,7 @@ def hexagon(v: Array, u: Array, apothem: float) -> Array:
 def polyline(where: Canvas, points: Array) -> Array:
     """(S, S) distance to the broken line through `points` (K, 2), given as (y, x)."""
     best = np.full(where.y.shape, np.inf)
-    for (y0, x0), (y1, x1) in zip(points[:-1], points[1:], strict=True):
+    for (y0, x0), (y1, x1) in pairwise(points):
         dy, dx = y1 - y0, x1 - x0
         along = ((where.y - y0) * dy + (where.x - x0) * dx) / max(dy * dy + dx * dx, 1e-9)
         along = np.clip(along, 0.0, 1.0)

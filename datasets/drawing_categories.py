@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -95,9 +96,8 @@ def wood(where: Canvas, rng: Generator, missing: Part | None) -> Scene:
     image = light + dark[..., None] * (deep - light) * (1.0 + 0.05 * rng.standard_normal())
     rough = smooth_noise(rng, size, 30, 90)
     if missing is not None:
-        torn = box(
-            v - missing.y + 128.0, u - missing.x + 128.0 + 2.0 * smooth_noise(rng, size, 24, 8), 21.0 * missing.scale, 4.5, 4.0
-        )
+        ragged = 2.0 * smooth_noise(rng, size, 24, 8)
+        torn = box(v - missing.y + 128.0, u - missing.x + 128.0 + ragged, 21.0 * missing.scale, 4.5, 4.0)
         over(image, (0.16, 0.10, 0.06), 0.85 * cover(torn - 1.5, 2.5))
         over(image, np.array((0.60, 0.43, 0.26)) * (1.0 + 0.16 * rough)[..., None], cover(torn + 2.0, 1.5))
     return Scene(np.clip(image, 0.0, 1.0), np.ones((size, size)))
@@ -229,7 +229,7 @@ def board(where: Canvas, rng: Generator, missing: Part | None) -> Scene:
         return image[window], v[window] - place[0], u[window] - place[1]
 
     for points in TRACES:
-        for (v0, u0), (v1, u1) in zip(points[:-1], points[1:], strict=True):
+        for (v0, u0), (v1, u1) in pairwise(points):
             half_v, half_u = (v1 - v0) / 2, (u1 - u0) / 2
             length = float(np.hypot(half_v, half_u))
             view, dv, du = around((v0 + half_v, u0 + half_u), length + 4.0)

@@ -55,13 +55,13 @@ def scratch(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Arra
     distance = polyline(where, points)
     image = scene.image.copy()
     strength = rng.uniform(0.65, 0.95)
-    dark = rng.uniform() < 0.5
+    groove, flank = ((0.06, 0.05, 0.05), (0.95, 0.95, 0.93)) if rng.uniform() < 0.5 else ((0.97, 0.97, 0.95), (0.05, 0.05, 0.05))
     over(
         image,
-        (0.95, 0.95, 0.93) if dark else (0.05, 0.05, 0.05),
+        flank,
         0.5 * strength * cover(distance - 1.5 * width, 1.5) * scene.surface,
     )
-    over(image, (0.06, 0.05, 0.05) if dark else (0.97, 0.97, 0.95), strength * cover(distance - 0.8 * width, 1.2) * scene.surface)
+    over(image, groove, strength * cover(distance - 0.8 * width, 1.2) * scene.surface)
     return image
 
 
@@ -107,10 +107,8 @@ def contamination(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -
     image = scene.image.copy()
     shifted = np.roll(distance, (round(2.0 / where.pixel), round(2.0 / where.pixel)), axis=(0, 1))
     image *= (1.0 - 0.45 * cover(shifted, 3.0))[..., None]
-    lit = (
-        colour
-        * np.clip(0.85 + 0.25 * smooth_noise(rng, where.size, 60, 60) - 0.06 * np.minimum(distance + 2.0, 2.0), 0.3, 1.2)[..., None]
-    )
+    relief = 0.85 + 0.25 * smooth_noise(rng, where.size, 60, 60) - 0.06 * np.minimum(distance + 2.0, 2.0)
+    lit = colour * np.clip(relief, 0.3, 1.2)[..., None]
     over(image, np.clip(lit, 0.0, 1.0), cover(distance, 1.2))
     return image
 

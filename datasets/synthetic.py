@@ -1,8 +1,8 @@
 """The embedded data set: drawn by a program, so that the whole bench runs on a machine that has no data at all.
 
 Six categories (textures weave, wood, tile; objects nut, capsule, board), five kinds of defects, exact pixel masks, in an MVTec-like
-tree of PNG files. Every image has its own generator, seeded by (seed, category, split, kind, index): a picture does not depend on how
-many others are drawn, and float64 arithmetic makes its pixels the same on every machine.
+tree of PNG files. Every image has its own generator, seeded by (seed, category, split, kind, index): a picture does not depend on
+how many others are drawn, and element-wise float64 arithmetic makes its pixels the same on every machine.
 """
 
 from __future__ import annotations

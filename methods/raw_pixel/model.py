@@ -51,7 +51,7 @@ class RawPixel(torch.nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """images (B, 3, H, W) -> the map (B, H, W) at full resolution."""
+        """The map (B, H, W) of images (B, 3, H, W), at full resolution."""
         score = (images.double() - self.mean).abs() / self.deviation.clamp_min(self.params.floor)
         return Prediction(score.mean(dim=1).to(images.dtype))
 
