@@ -1,0 +1,197 @@
+"""Weight files: where they are looked for, how they are read safely, and their hashes.
+
+Order: the path the user gave (file or folder), $INPBENCH_WEIGHTS/<file>, and timm's hub only when the user asked for a download.
+Files are read with `weights_only=True` (or safetensors), so that a hostile pickle cannot run code. Identities: `sha256:...` of the
+file, `random` where random weights were asked for by name, `builtin:v1` for what ships with the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inpbench.harness.api import WeightSpec
+from inpbench.harness.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FOLDER_VARIABLE = "INPBENCH_WEIGHTS"
+RANDOM = "random"
+# Where published checkpoints keep the network: MAE, DeiT, BEiT, D-iGPT use `model`, MoCo and iBOT `state_dict`.
+_CONTAINERS = ("model", "state_dict", "teacher")
+
+_hashes: dict[tuple[str, int, int], str] = {}  # (path, mtime in ns, size) -> sha256
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file as hex; computed once a process as long as the file does not change."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    if key not in _hashes:
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            for chunk in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(chunk)
+        _hashes[key] = digest.hexdigest()
+    return _hashes[key]
+
+
+class WeightStore:
+    """The bench's implementation of `api.Weights`.
+
+    choice: a file, a folder, `random`, or None; download: whether timm's hub may be asked.
+    """
+
+    def __init__(self, choice: str | None = None, *, download: bool = False) -> None:
+        self.choice = choice
+        self.download = download
+
+    def identity(self, spec: WeightSpec) -> str:
+        """What goes into a record: `sha256:...`, `random` or `builtin:vN`; no torch is imported. Raises `WeightsError`."""
+        if spec.source == "builtin":
+            return f"builtin:v{spec.version}"
+        if self.choice == RANDOM:
+            return RANDOM
+        return f"sha256:{file_sha256(self.find(spec))}"
+
+    def find(self, spec: WeightSpec) -> Path:
+        """The file of a spec, the first of the places that has it; raises `WeightsError` naming them all."""
+        looked: list[str] = []
+        for place in self._places(spec):
+            if place.is_file():
+                return place
+            looked.append(str(place))
+        if self.download and spec.timm:
+            return _download(spec)
+        folder = os.environ.get(FOLDER_VARIABLE)
+        if not folder:
+            looked.append(f"${FOLDER_VARIABLE}/{spec.file} (not set)")
+        message = f"The weights of {spec.name} are missing: {spec.file} was looked for as {', '.join(looked)}."
+        raise WeightsError(message, self._advice(spec))
+
+    def state(self, spec: WeightSpec) -> dict[str, Tensor] | None:
+        """The tensors of the file under their own keys, containers opened; None for random or built-in weights."""
+        if spec.source == "builtin" or self.choice == RANDOM:
+            return None
+        return read_tensors(self.find(spec))
+
+    def hash_file(self, path: str | Path) -> str:
+        """The identity `sha256:...` of any weight file, such as an official checkpoint; raises `WeightsError` where there is none."""
+        return f"sha256:{file_sha256(_existing(path))}"
+
+    def read_file(self, path: str | Path) -> dict[str, Tensor]:
+        """The tensors of any weight file, such as an official checkpoint; raises `WeightsError` saying what is wrong."""
+        return read_tensors(_existing(path))
+
+    def _places(self, spec: WeightSpec) -> list[Path]:
+        name = Path(spec.file)
+        places: list[Path] = []
+        if self.choice:
+            chosen = Path(self.choice).expanduser()
+            if chosen.is_dir():
+                places += [chosen / name] + ([chosen / name.name] if name.parent != Path() else [])
+            else:
+                places.append(chosen)
+        folder = os.environ.get(FOLDER_VARIABLE)
+        # A file that the user named and that is not there must not be replaced silently by another one.
+        if folder and not (self.choice and not Path(self.choice).expanduser().is_dir()):
+            places.append(Path(folder).expanduser() / name)
+        return places
+
+    def _advice(self, spec: WeightSpec) -> str:
+        ways = []
+        if spec.url:
+            ways.append(f"Download {spec.url} and type: export {FOLDER_VARIABLE}=FOLDER")
+        else:
+            ways.append(f"Put {spec.file} of its authors into a folder and type: export {FOLDER_VARIABLE}=FOLDER")
+        if spec.timm and not self.download:
+            ways.append("or add --download")
+        ways.append("or use --encoder builtin, which needs no file.")
+        return ", ".join(ways)
+
+
+def _existing(path: str | Path) -> Path:
+    """`path` with ~ expanded; raises `WeightsError` where there is no such file."""
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise WeightsError(f"There is no weight file {found}.", "Give the path of a .pth, .pt or .safetensors file.")
+    return found
+
+
+def _download(spec: WeightSpec) -> Path:
+    """The file of a timm model from its hub, in the hub's own cache (a cached file needs no network)."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo_id=f"timm/{spec.timm}", filename="model.safetensors"))
+    except Exception as error:  # network, proxy, disk, rights: whatever it is, the user must read it
+        raise WeightsError(
+            f"The weights of {spec.name} could not be downloaded from timm's hub ({spec.timm}): {type(error).__name__}: {error}",
+            f"Download {spec.url or spec.file} by hand and type: export {FOLDER_VARIABLE}=FOLDER",
+        ) from error
+
+
+def _safe_types() -> contextlib.AbstractContextManager[Any]:
+    """Allow `argparse.Namespace`, plain data that some published files carry beside the tensors (torch >= 2.5)."""
+    import torch
+
+    allow = getattr(torch.serialization, "safe_globals", None)
+    return allow([argparse.Namespace]) if allow else contextlib.nullcontext()
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    import torch
+
+    with _safe_types():
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .pth, .pt or .safetensors file on the CPU, by key; raises `WeightsError` saying what is wrong.
+
+    Official checkpoints of the methods (`model.pth`) are read by the same function.
+    """
+    import torch
+
+    try:
+        content = _read(path)
+    except Exception as error:  # a hostile or broken file can raise anything while it is parsed
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        if "weights_only" in str(error) or "Unsupported" in str(error) or "GLOBAL" in str(error):
+            reason = "it contains Python objects other than tensors, which could run code and are never loaded"
+        raise WeightsError(
+            f"{path} cannot be read as weights ({path.stat().st_size} bytes): {type(error).__name__}: {reason}",
+            "Download the file again from its authors and compare its size; it may be truncated, hostile or no checkpoint.",
+        ) from error
+    found = _tensors(content)
+    for key in _CONTAINERS:
+        if not found and isinstance(content, Mapping):
+            found = _tensors(content.get(key))
+    if not found:
+        described = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise WeightsError(f"{path} holds no named tensors, found {described}.", "Give a state dict, or a checkpoint with one.")
+    broken = [key for key, value in found.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise WeightsError(f"{path} holds values that are not finite in {broken[0]}.", "Download the file again from its authors.")
+    return found
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """`content` if it maps names to tensors only, else nothing."""
+    import torch
+
+    if not isinstance(content, Mapping) or not content:
+        return {}
+    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()):
+        return {}
+    return dict(content)

@@ -1,0 +1,134 @@
+"""The attentions of the trainable parts. Heads are head-major: channel = head * d + index; Linear layers have biases.
+
+Self-attention (Dinomaly's decoder): `LinearAttention` phi(q) (phi(k)^T v) / (phi(q) . sum phi(k)) with phi = ELU + 1,
+`ExplicitLinearAttention` the same by its (N, N) matrix, `SoftmaxAttention`.
+Cross-attention (INP-Former): `SoftmaxCrossAttention` extracts the prototypes, `ReluCosineAttention` reads from them.
+Attribute names (qkv, q, kv, proj, learn_scale) are a contract: official checkpoints need them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """(B, N, parts * D) as `parts` tensors (B, heads, N, d)."""
+    batch, count, width = x.shape
+    split = x.reshape(batch, count, parts, heads, width // parts // heads).permute(2, 0, 3, 1, 4)
+    return tuple(split.unbind(0))
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, N, d) as (B, N, heads * d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+# --- self-attention -----------------------------------------------------------------------------------------------------
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, dim: int, heads: int, eps: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.eps = eps
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+
+class LinearAttention(_SelfAttention):
+    """Attention without a softmax, linear in N.
+
+    eps is added to the denominator, which underflows to 0 (NaN) for inputs below about -17 in float32; the published class has 0.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return self.attend(x)[0]
+
+    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output (B, N, D) and the summary sum_n phi(k_n) v_n^T (B, heads, d, d)."""
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        q, k = F.elu(q) + 1.0, F.elu(k) + 1.0
+        summary = k.transpose(-2, -1) @ v
+        denominator = q @ k.sum(dim=-2, keepdim=True).transpose(-2, -1) + self.eps  # (B, heads, N, 1)
+        return self.proj(merge_heads(q @ summary / denominator)), summary
+
+
+class ExplicitLinearAttention(_SelfAttention):
+    """The same by its normalised matrix; quadratic in N, equal up to rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return self.attend(x)[0]
+
+    def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Output (B, N, D) and the normalised attention (B, heads, N, N)."""
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        matrix = (F.elu(q) + 1.0) @ (F.elu(k) + 1.0).transpose(-2, -1)
+        matrix = matrix / (matrix.sum(dim=-1, keepdim=True) + self.eps)
+        return self.proj(merge_heads(matrix @ v)), matrix
+
+
+class SoftmaxAttention(_SelfAttention):
+    """Scaled dot-product attention, for comparison; eps has no meaning here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        output: Tensor = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        return output
+
+
+SELF_ATTENTIONS: dict[str, type[_SelfAttention]] = {
+    "linear": LinearAttention,
+    "explicit_linear": ExplicitLinearAttention,
+    "softmax": SoftmaxAttention,
+}
+
+
+# --- cross-attention ----------------------------------------------------------------------------------------------------
+
+
+class _CrossAttention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def project(self, queries: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, heads, N, d) of the queries, k and v (B, heads, M, d) of the source."""
+        k, v = split_heads(self.kv(source), 2, self.heads)
+        return split_heads(self.q(queries), 1, self.heads)[0], k, v
+
+
+class SoftmaxCrossAttention(_CrossAttention):
+    """Scaled dot-product attention from queries to a source."""
+
+    def forward(self, queries: Tensor, source: Tensor) -> Tensor:
+        """queries (B, M, D), source (B, N, D) -> (B, M, D)."""
+        q, k, v = self.project(queries, source)
+        output: Tensor = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        return output
+
+
+class ReluCosineAttention(_CrossAttention):
+    """A = ReLU(cos(q, k) * learn_scale), not normalised, one learned scale a head."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__(dim, heads)
+        self.learn_scale = nn.Parameter(torch.ones(heads, 1, 1))
+
+    def forward(self, queries: Tensor, source: Tensor) -> Tensor:
+        """queries (B, N, D), source (B, M, D) -> (B, N, D)."""
+        return self.attend(queries, source)[0]
+
+    def attend(self, queries: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Output (B, N, D) and the attention (B, heads, N, M)."""
+        q, k, v = self.project(queries, source)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        attention = F.relu(q @ k.transpose(-2, -1) * self.learn_scale)
+        return self.proj(merge_heads(attention @ v)), attention

@@ -1,0 +1,52 @@
+"""Loading tensors strictly: a silent mismatch would be measured as a bad method.
+
+The message names the first keys that are missing, unexpected or of another shape, and another width where that is the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from inpbench.harness.errors import WeightsError
+
+_SHOWN = 3  # keys of each kind that a message names
+
+
+def _first(kind: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"{len(keys)} {kind}: {', '.join(keys[:_SHOWN])}{more}"
+
+
+def _width(state: Mapping[str, Tensor]) -> int | None:
+    for key, value in state.items():
+        if key.endswith("cls_token") and value.ndim == 3:
+            return int(value.shape[-1])
+    return None
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Copy `state` into `module` (its dtype and device are kept); every key and shape must agree.
+
+    what: names the target in the message. Raises `WeightsError`; the module is unchanged then.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    shaped = [
+        f"{key} expected {tuple(value.shape)}, found {tuple(state[key].shape)}"
+        for key, value in own.items()
+        if key in state and value.shape != state[key].shape
+    ]
+    if missing or unexpected or shaped:
+        reasons = "; ".join(filter(None, (_first("missing", missing), _first("unexpected", unexpected), _first("mis-shaped", shaped))))
+        expected, found = _width(own), _width(state)
+        hint = "Give the weights of the same architecture and parameters."
+        if expected and found and expected != found:
+            arch = {384: "small", 768: "base", 1024: "large"}
+            hint = f"The file is of an encoder of width {found} ({arch.get(found, 'unknown')}), asked for is {expected} ({arch.get(expected, 'unknown')})."
+        raise WeightsError(f"The weights do not fit {what}: {reasons}.", hint)
+    module.load_state_dict(state, strict=True)

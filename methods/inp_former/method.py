@@ -1,0 +1,50 @@
+"""INP-Former as a method under test: soft-mined global cosine loss + 0.2 * coherence loss."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from inpbench.harness.api import Context
+from inpbench.methods.inp_former import InpFormerParams
+from inpbench.methods.inp_former.model import InpFormerNetwork, InpFormerOutput
+from inpbench.methods.losses import mined_global_cosine, soft_mining_weight
+from inpbench.methods.reconstruction import Reconstruction, ReconstructionMethod
+
+
+class InpFormer(ReconstructionMethod):
+    """`harness.api.Method` of INP-Former."""
+
+    params: InpFormerParams
+    advice = "Type: --set inp_former.lr=5e-4 --set inp_former.warmup=500"
+
+    def __init__(self, params: InpFormerParams, ctx: Context) -> None:
+        super().__init__(params, ctx)
+
+    def build(self) -> nn.Module:
+        """The extractor, bottleneck and decoder."""
+        params = self.params
+        return InpFormerNetwork(self.encoder.dim, self.encoder.heads, params.inp_num, params.decoder_depth, params.decoder_groups)
+
+    def reconstruction_loss(self, output: Reconstruction) -> Tensor:
+        """The soft-mined cosine loss; the mining acts on the gradient only."""
+        return mined_global_cosine(output.targets, output.outputs, partial(soft_mining_weight, power=self.params.mining_power))
+
+    def loss(self, output: Reconstruction, step: int) -> Tensor:
+        """The total loss; it does not depend on the step."""
+        inp_output = cast(InpFormerOutput, output)
+        return self.reconstruction_loss(inp_output) + self.params.gather_weight * inp_output.coherence
+
+    def zero_shot_map(self, images: Tensor) -> Tensor:
+        """images (B, 3, H, W) -> the distance of each token to its nearest prototype (B, h, w); nothing is reconstructed."""
+        with torch.no_grad():
+            output = cast(InpFormerOutput, self.decode(self.encode(images)))
+        height, width = output.targets[0].shape[-2:]
+        return output.distance.reshape(-1, height, width)
+
+    def total_steps(self, per_epoch: int) -> int:
+        """`steps`, or `epochs` times the steps of an epoch."""
+        return self.params.steps if self.params.steps is not None else self.params.epochs * per_epoch
