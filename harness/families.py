@@ -1,0 +1,140 @@
+"""Which records may stand in one table, and which of them are one row of it.
+
+Records are comparable only when everything that makes up the protocol agrees (`FAMILY_KEYS`): such a family is one table, and
+families are never mixed. A row is an identity without its seed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from inpbench.harness.records import Record, canonical_json
+from inpbench.harness.settings import SETTINGS
+
+FAMILY_KEYS = (
+    "dataset",
+    "dataset_version",
+    "dataset_params",
+    "manifest",
+    "categories",
+    "setting",
+    "setting_version",
+    "shots",
+    "source",
+    "scoring",
+    "metrics",
+    "limit",
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Records that may stand in one table."""
+
+    protocol: dict[str, Any]  # what they share: FAMILY_KEYS of the identity
+    records: tuple[Record, ...]
+
+    @property
+    def title(self) -> str:
+        """`visa, multi_class` and, where there are any, the shots."""
+        shots = f", {self.protocol['shots']} shots" if self.protocol["shots"] else ""
+        return f"{self.protocol['dataset']}, {self.protocol['setting']}{shots}"
+
+    def caption(self) -> list[str]:
+        """The protocol in words, one statement a line."""
+        protocol = self.protocol
+        setting = SETTINGS.get(protocol["setting"])
+        scoring, metrics = protocol["scoring"], protocol["metrics"]
+        manifest = protocol["manifest"].removeprefix("sha256:")[:12]
+        lines = [
+            f"Setting: {protocol['setting']} v{protocol['setting_version']}" + (f" ({setting.title})" if setting else ""),
+            f"Data: {protocol['dataset']} v{protocol['dataset_version']}, {len(protocol['categories'])} categories, "
+            + "".join(f"{key}={value}, " for key, value in sorted(protocol["dataset_params"].items()))
+            + f"manifest {manifest}",
+            f"Metrics: suite {metrics.get('suite')}, variant {metrics.get('variant')}; scoring v{scoring.get('version')}, "
+            f"mask rule {scoring.get('mask_rule')}; mean over categories, in per cent",
+        ]
+        if protocol["source"] is not None:
+            lines.append(f"Trained on: {protocol['source'].get('dataset', 'another data set')}")
+        if protocol["limit"] is not None:
+            lines.append(f"LIMITED to {protocol['limit']} images a group: a trial, not a result")
+        return lines
+
+
+@dataclass(frozen=True)
+class Row:
+    """The records of one identity but for the seed, sorted by seed; all are done."""
+
+    records: tuple[Record, ...]
+
+    @property
+    def first(self) -> Record:
+        """Any one record stands for what the seeds share."""
+        return self.records[0]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds, ascending."""
+        return [record.identity["seed"] for record in self.records]
+
+    @property
+    def chosen_on_test(self) -> bool:
+        """Whether the checkpoint was picked by its test result."""
+        return bool(self.first.identity["selection"] != "last")
+
+    def values(self, metric: str, category: str | None = None) -> list[float]:
+        """A fraction for each seed; empty when any seed has none: a mean over fewer seeds would be another number."""
+        found = [_value(record, metric, category) for record in self.records]
+        known = [value for value in found if value is not None]
+        return known if len(known) == len(found) else []
+
+    def mean(self, metric: str, category: str | None = None) -> float | None:
+        """Mean over the seeds."""
+        values = self.values(metric, category)
+        return statistics.fmean(values) if values else None
+
+    def sd(self, metric: str, category: str | None = None) -> float | None:
+        """Sample standard deviation over the seeds (n - 1), None for one seed."""
+        values = self.values(metric, category)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def cost(self, key: str) -> float | None:
+        """Mean of a cost over the seeds that have it."""
+        values = [value for record in self.records if isinstance(value := record.cost.get(key), (int, float))]
+        return statistics.fmean(values) if values else None
+
+
+def _value(record: Record, metric: str, category: str | None) -> float | None:
+    if category is None:
+        return record.mean(metric)
+    value = record.metrics["categories"].get(category, {}).get(metric)
+    return None if value is None else float(value)
+
+
+def families(records: Iterable[Record]) -> list[Family]:
+    """Records by comparability, in a stable order (data set, setting, shots, then the rest of the protocol)."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(canonical_json({key: record.identity[key] for key in FAMILY_KEYS}), []).append(record)
+    made = [Family({key: group[0].identity[key] for key in FAMILY_KEYS}, tuple(group)) for group in groups.values()]
+    order = canonical_json
+    return sorted(made, key=lambda f: (f.protocol["dataset"], f.protocol["setting"], f.protocol["shots"], order(f.protocol)))
+
+
+def rows_of(family: Family) -> list[Row]:
+    """The done records as rows, the best I-AUROC first, then P-AUROC, then by name; rows chosen on the test set last."""
+    groups: dict[str, dict[int, Record]] = {}
+    for record in family.records:
+        if record.status == "done":
+            key = canonical_json({name: value for name, value in record.identity.items() if name != "seed"})
+            groups.setdefault(key, {})[record.identity["seed"]] = record
+    rows = [Row(tuple(group[seed] for seed in sorted(group))) for group in groups.values()]
+
+    def rank(row: Row) -> tuple[Any, ...]:
+        scores = [row.mean(metric) for metric in ("i_auroc", "p_auroc")]
+        return (row.chosen_on_test, *(1.0 if score is None else -score for score in scores), row.first.label, row.first.id)
+
+    return sorted(rows, key=rank)

@@ -1,0 +1,262 @@
+"""Leaderboards: tables from records, and from nothing else.
+
+Each family of comparable records (harness/families.py) becomes a table of its own. A row is a method with its parameters; several
+seeds give mean ± sample standard deviation. Only `done` records have rows; what failed, was interrupted or lacks a seed is listed
+under the table. Best values are marked among all rows but those whose checkpoint was chosen on the test set (†).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from inpbench.harness import reported as published
+from inpbench.harness.errors import BenchError, UsageError, did_you_mean
+from inpbench.harness.families import Family, Row, families, rows_of
+from inpbench.harness.metrics import METRICS
+from inpbench.harness.records import Record
+from inpbench.harness.tables import MISSING, Cell, Column, Footnotes, Table, render
+
+__all__ = ["build_tables", "names_of", "render"]
+
+
+def build_tables(
+    records: Iterable[Record], *, by: str = "mean", metrics: Sequence[str] = (), reported: bool = False
+) -> list[Table]:
+    """One table for each family (`by="mean"`), or one for each family and metric with a row for each category (`by="category"`).
+
+    metrics: names of the metrics to show (default all seven). reported: put the published value and the difference under the
+    measured one, where the protocol is the same. Raises `UsageError` for unknown names.
+    """
+    for metric in metrics:
+        if metric not in METRICS:
+            raise UsageError(f"Unknown metric '{metric}'. {did_you_mean(metric, METRICS)}", "Type: bench list metrics")
+    if by not in ("mean", "category"):
+        raise UsageError(f"--by takes mean or category, found '{by}'.", "Type for example: --by category --metrics i_auroc")
+    shown = [metric for metric in METRICS if not metrics or metric in metrics]
+    tables = []
+    for family in families(records):
+        rows = rows_of(family)
+        if by == "mean":
+            tables.append(_mean_table(family, rows, shown, reported))
+        else:
+            tables += [_category_table(family, rows, metric, reported) for metric in shown] if rows else []
+    return tables
+
+
+def _mean_table(family: Family, rows: Sequence[Row], metrics: Sequence[str], reported: bool) -> Table:
+    notes = Footnotes()
+    best = {metric: _best([row.mean(metric) for row in rows if not row.chosen_on_test]) for metric in metrics}
+    several_seeds = any(len(row.records) > 1 for row in rows)
+    table = Table(title=family.title, caption=family.caption(), columns=[], rows=[], protocol=family.protocol)
+    if several_seeds:
+        table.caption.append("± is the sample standard deviation over seeds")
+    if reported:
+        table.caption.append("Second line: the published value and (measured - published), in points")
+    titles = ["method", "input", "encoder", "seeds", *(METRICS[metric].title for metric in metrics)]
+    titles += ["fit s", "images/s", "params (M)", "commit"]
+    table.columns = [Column(title, left=title in ("method", "input", "encoder", "commit")) for title in titles]
+    for row, name in zip(rows, names_of(rows), strict=True):
+        comparison = published.compare(row.first, metrics) if reported else None
+        data = _row_data(family, row, name)
+        cells = [Cell(name, tuple(_row_marks(row, notes)))]
+        cells += [Cell(_input(row.first)), Cell(_encoder(row.first)), Cell(str(len(row.seeds)))]
+        for metric in metrics:
+            cells.append(_metric_cell(row, metric, None, best[metric], comparison, notes))
+            data |= {metric: row.mean(metric), f"{metric}_sd": row.sd(metric)}
+            if comparison is not None:
+                data |= _published_data(row, metric, None, comparison)
+        cells += [Cell(_number(row.cost("fit_s"), 1)), Cell(_number(row.cost("predict_images_per_s"), 1))]
+        parameters = row.cost("parameters_total")
+        cells += [Cell(_number(None if parameters is None else parameters / 1e6, 1)), _commit_cell(row, notes)]
+        table.rows.append(cells)
+        table.data.append(data | _cost_data(row))
+    _hardware_line(table, rows)
+    table.footnotes = notes.listing()
+    _list_missing(table, family, rows)
+    return table
+
+
+def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: bool) -> Table:
+    """Rows are categories and their mean, columns are methods; the best of each row is marked."""
+    notes = Footnotes()
+    names = names_of(rows)
+    marks = [tuple(_row_marks(row, notes)) for row in rows]
+    title = f"{METRICS[metric].title} by category: {family.title}"
+    table = Table(title=title, caption=family.caption(), columns=[], rows=[], protocol=family.protocol | {"metric": metric})
+    table.columns = [Column("category", left=True)]
+    table.columns += [Column(name + (f" [{','.join(mark)}]" if mark else "")) for name, mark in zip(names, marks, strict=True)]
+    for category in [*family.protocol["categories"], None]:
+        best = _best([row.mean(metric, category) for row in rows if not row.chosen_on_test])
+        cells = [Cell(category or "mean")]
+        for row, name in zip(rows, names, strict=True):
+            comparison = published.compare(row.first, [metric], category) if reported else None
+            cells.append(_metric_cell(row, metric, category, best, comparison, notes))
+            value = {"metric": metric, "category": category or "mean", "value": row.mean(metric, category)}
+            data = _row_data(family, row, name) | value | {"sd": row.sd(metric, category)}
+            if comparison is not None:
+                data |= _published_data(row, metric, category, comparison, prefix="")
+            table.data.append(data)
+        table.rows.append(cells)
+    table.footnotes = notes.listing()
+    _list_missing(table, family, rows)
+    return table
+
+
+def names_of(rows: Sequence[Row]) -> list[str]:
+    """How rows are called: the label, and what else tells two rows of one label apart."""
+    labels = [row.first.label + _variant(row.first) for row in rows]
+    shown = [(label, _input(row.first), _encoder(row.first)) for label, row in zip(labels, rows, strict=True)]
+    return [
+        label if shown.count(key) == 1 else f"{label} v{row.first.identity['method_version']} {row.first.id12[:6]}"
+        for label, key, row in zip(labels, shown, rows, strict=True)
+    ]
+
+
+def _variant(record: Record) -> str:
+    parts = [] if record.identity["engine"] == "fast" else [f"{record.identity['engine']} engine"]
+    if record.identity["checkpoint"] is not None:
+        parts.append(f"checkpoint {record.identity['checkpoint'].removeprefix('sha256:')[:8]}")
+    return f" [{', '.join(parts)}]" if parts else ""
+
+
+def _row_marks(row: Row, notes: Footnotes) -> list[str]:
+    marks = [notes.mark("checkpoint chosen on the test set: not ranked", "†")] if row.chosen_on_test else []
+    if _is_yardstick(row.first.identity["method"]):
+        marks.append(notes.mark("a yardstick, not a contender", "‡"))
+    texts = dict.fromkeys(mark for record in row.records for mark in record.marks)
+    marks += [notes.mark(f"{text}: not comparable with published numbers") for text in texts]
+    skipped = max(len(record.skipped) for record in row.records)
+    return marks + ([notes.mark(f"{skipped} findings about the data set in the record")] if skipped else [])
+
+
+def _is_yardstick(method: str) -> bool:
+    """A method of an earlier time or another machine may be unknown here; its records still have rows."""
+    from inpbench.harness.registry import METHODS
+
+    try:
+        return METHODS.get(method).baseline
+    except (BenchError, ImportError):
+        return False
+
+
+def _metric_cell(
+    row: Row, metric: str, category: str | None, best: float | None, comparison: published.Comparison | None, notes: Footnotes
+) -> Cell:
+    mean, sd = row.mean(metric, category), row.sd(metric, category)
+    if mean is None:
+        return Cell(MISSING, (notes.mark(_undefined(row, metric, category)),))
+    text = f"{100 * mean:.2f}" + (f" ± {100 * sd:.2f}" if sd is not None else "")
+    is_best = mean == best and not row.chosen_on_test
+    if comparison is None:
+        return Cell(text, best=is_best)
+    if metric in comparison.values:
+        value = comparison.values[metric]
+        return Cell(text, second=f"{100 * value:.2f} ({100 * (mean - value):+.2f})", best=is_best)
+    return Cell(text, (notes.mark(f"no published value shown: {comparison.reasons[metric]}"),), second=MISSING, best=is_best)
+
+
+def _undefined(row: Row, metric: str, category: str | None) -> str:
+    """Why a metric has no value, from the first record and category that say so."""
+    for record in row.records:
+        for name, reasons in record.metrics["undefined"].items():
+            if metric in reasons and category in (None, name):
+                return f"{METRICS[metric].title} has no value on {name}: {reasons[metric]}"
+    return f"{METRICS[metric].title} was not measured"
+
+
+def _published_data(
+    row: Row, metric: str, category: str | None, comparison: published.Comparison, prefix: str | None = None
+) -> dict[str, Any]:
+    prefix = f"{metric}_" if prefix is None else prefix
+    value, mean = comparison.values.get(metric), row.mean(metric, category)
+    return {
+        f"{prefix}published": value,
+        f"{prefix}difference": None if value is None or mean is None else mean - value,
+        f"{prefix}published_source": comparison.source if value is not None else "",
+        f"{prefix}published_reason": comparison.reasons.get(metric, ""),
+    }
+
+
+def _row_data(family: Family, row: Row, name: str) -> dict[str, Any]:
+    identity = row.first.identity
+    return {
+        **{key: family.protocol[key] for key in ("dataset", "setting", "shots")},
+        "mask_rule": family.protocol["scoring"].get("mask_rule"),
+        "variant": family.protocol["metrics"].get("variant"),
+        "manifest": family.protocol["manifest"],
+        "method": identity["method"],
+        "name": name,
+        "input": _input(row.first),
+        "encoder": _encoder(row.first),
+        "seeds": row.seeds,
+        "marks": list(dict.fromkeys(mark for record in row.records for mark in record.marks)),
+        "selection": identity["selection"],
+        "yardstick": _is_yardstick(identity["method"]),
+        "records": [record.id for record in row.records],
+    }
+
+
+def _cost_data(row: Row) -> dict[str, Any]:
+    keys = ("fit_s", "predict_images_per_s", "peak_memory_mb", "parameters_total", "parameters_trainable", "flops_per_image")
+    commits = [(record.stamp.get("git") or {}).get("commit") for record in row.records]
+    return {
+        **{key: row.cost(key) for key in keys},
+        "hardware": sorted({record.hardware for record in row.records}),
+        "commits": list(dict.fromkeys(commit for commit in commits if commit)),
+        "dirty": any((record.stamp.get("git") or {}).get("dirty") for record in row.records),
+    }
+
+
+def _commit_cell(row: Row, notes: Footnotes) -> Cell:
+    states = [record.stamp.get("git") or {} for record in row.records]
+    commits = list(dict.fromkeys(str(state.get("commit", MISSING))[:7] for state in states))
+    dirty = any(state.get("dirty") for state in states)
+    return Cell(", ".join(commits), (notes.mark("run from sources with uncommitted changes", "*"),) if dirty else ())
+
+
+def _hardware_line(table: Table, rows: Sequence[Row]) -> None:
+    kinds = sorted({record.hardware for row in rows for record in row.records})
+    if kinds:
+        table.caption.append(f"Cost measured on: {', '.join(kinds)}" + (" (not comparable across them)" if len(kinds) > 1 else ""))
+
+
+def _list_missing(table: Table, family: Family, rows: Sequence[Row]) -> None:
+    """Failed and interrupted cells, and seeds that some rows have and others lack."""
+    for record in sorted(family.records, key=lambda record: (record.label, record.identity["seed"])):
+        if record.status == "done":
+            continue
+        error = record.error or {}
+        reason = f"failed: {error.get('type')}: {error.get('message')}" if record.status == "failed" else "started, not finished"
+        table.missing.append({"name": record.label, "seed": record.identity["seed"], "reason": reason, "record": record.id})
+    all_seeds = sorted({seed for row in rows for seed in row.seeds})
+    listed = {(item["name"], item["seed"]) for item in table.missing}
+    for row, name in zip(rows, names_of(rows), strict=True):
+        for seed in all_seeds:
+            if seed not in row.seeds and (row.first.label, seed) not in listed:
+                table.missing.append({"name": name, "seed": seed, "reason": "not run", "record": None})
+    table.below = [f"missing: {item['name']}, seed {item['seed']}: {' '.join(item['reason'].split())}" for item in table.missing]
+
+
+def _input(record: Record) -> str:
+    """`392`, or `448→392` where a crop follows the resize, or height x width where they differ."""
+    resize, crop = (_side(record.identity["input"].get(key)) for key in ("resize", "crop"))
+    return crop if resize == crop else f"{resize}→{crop}"
+
+
+def _side(size: Any) -> str:
+    sides = size if isinstance(size, list) else [size]
+    return "x".join(map(str, sides[:1] if len(set(map(str, sides))) == 1 else sides))
+
+
+def _encoder(record: Record) -> str:
+    return ", ".join(record.identity["weights"]) or MISSING
+
+
+def _best(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known) if len(values) > 1 and known else None
+
+
+def _number(value: float | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"

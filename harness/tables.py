@@ -1,0 +1,253 @@
+"""Tables as data, and the five ways to write them: terminal, markdown, csv, latex, json.
+
+What people read (terminal, markdown, latex) has per cent with two decimals; what programs read (csv, json) has fractions at full
+precision, from `data`, never from the printed text. rich is imported only for the terminal.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from inpbench.harness.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+FORMATS = ("terminal", "markdown", "csv", "latex", "json")
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as printed."""
+
+    title: str
+    left: bool = False  # texts to the left, numbers to the right
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell as printed. `marks`: footnote symbols; `second`: a second line (the published value); `best` of its column or row."""
+
+    text: str
+    marks: tuple[str, ...] = ()
+    second: str = ""
+    best: bool = False
+
+
+@dataclass
+class Table:
+    """One table: what is printed, and the same as data."""
+
+    title: str
+    caption: list[str]  # the protocol, one statement a line
+    columns: list[Column]
+    rows: list[list[Cell]]
+    footnotes: list[tuple[str, str]] = field(default_factory=list)  # (symbol, text)
+    below: list[str] = field(default_factory=list)  # missing and failed cells
+    protocol: dict[str, Any] = field(default_factory=dict)  # what all rows share, as data
+    data: list[dict[str, Any]] = field(default_factory=list)  # the rows as flat data, fractions at full precision
+    missing: list[dict[str, Any]] = field(default_factory=list)  # the cells without a number, as data
+
+
+class Footnotes:
+    """Numbers footnotes in the order in which they are met; the same text keeps its symbol."""
+
+    def __init__(self) -> None:
+        self._symbols: dict[str, str] = {}
+
+    def mark(self, text: str, symbol: str = "") -> str:
+        """The symbol of a footnote: the given one, or the next number."""
+        if text not in self._symbols:
+            numbers = sum(known.isdigit() for known in self._symbols.values())
+            self._symbols[text] = symbol or str(numbers + 1)
+        return self._symbols[text]
+
+    def listing(self) -> list[tuple[str, str]]:
+        """(symbol, text), numbers last."""
+        pairs = [(symbol, text) for text, symbol in self._symbols.items()]
+        return sorted(pairs, key=lambda pair: (pair[0].isdigit(), int(pair[0]) if pair[0].isdigit() else 0))
+
+
+def render(tables: Sequence[Table], format: str, width: int | None = None) -> str:
+    """The tables as one text. format: one of FORMATS; width: of the terminal, in characters (default: the real one).
+
+    Raises `UsageError` for an unknown format.
+    """
+    if format == "json":
+        return json.dumps([_as_json(table) for table in tables], ensure_ascii=False, allow_nan=False, indent=1)
+    if format == "csv":
+        return _csv(tables)
+    if format == "markdown":
+        return "\n\n".join(_markdown(table) for table in tables)
+    if format == "latex":
+        return "\n\n".join(_latex(table) for table in tables)
+    if format == "terminal":
+        return _terminal_text(tables, width)
+    raise UsageError(f"Unknown format '{format}'. {did_you_mean(format, FORMATS)}", "Type for example: --format markdown")
+
+
+# --- for programs ---------------------------------------------------------------------------------------------------
+
+
+def _as_json(table: Table) -> dict[str, Any]:
+    return {
+        "title": table.title,
+        "protocol": table.protocol,
+        "rows": table.data,
+        "missing": table.missing,
+        "footnotes": dict(table.footnotes),
+    }
+
+
+def _csv(tables: Sequence[Table]) -> str:
+    """One header for all tables (the union of their keys); an empty field is a missing value."""
+    rows = [row for table in tables for row in table.data]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(keys)
+    for row in rows:
+        writer.writerow([_csv_field(row.get(key)) for key in keys])
+    return buffer.getvalue().rstrip("\n")
+
+
+def _csv_field(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(str, value))
+    text = str(value)
+    # A spreadsheet would run a text that starts like a formula.
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+# --- for people -----------------------------------------------------------------------------------------------------
+
+
+def _markdown(table: Table) -> str:
+    def text(cell: Cell) -> str:
+        shown = _markdown_text(cell.text)
+        shown = f"**{shown}**" if cell.best else shown
+        shown += f"<sup>{','.join(cell.marks)}</sup>" if cell.marks else ""
+        return shown + (f"<br>{_markdown_text(cell.second)}" if cell.second else "")
+
+    lines = [f"### {_markdown_text(table.title)}", ""]
+    lines += [_markdown_text(line) + "  " for line in table.caption]
+    lines += ["", "| " + " | ".join(_markdown_text(column.title) for column in table.columns) + " |"]
+    lines.append("|" + "|".join(":---" if column.left else "---:" for column in table.columns) + "|")
+    lines += ["| " + " | ".join(text(cell) for cell in row) + " |" for row in table.rows]
+    notes = [f"<sup>{symbol}</sup> {_markdown_text(note)}  " for symbol, note in table.footnotes]
+    below = [f"- {_markdown_text(line)}" for line in table.below]
+    return "\n".join(lines + (["", *notes] if notes else []) + (["", *below] if below else []))
+
+
+def _markdown_text(text: str) -> str:
+    return re.sub(r"([\\`*|<>])", r"\\\1", text).replace("\n", " ")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "×": r"$\times$",
+    "→": r"$\to$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "\n": " ",
+}
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def _latex(table: Table) -> str:
+    r"""A complete `table` environment; needs only the package booktabs."""
+
+    def text(cell: Cell) -> str:
+        shown = _latex_text(cell.text)
+        shown = rf"\textbf{{{shown}}}" if cell.best else shown
+        shown += rf"\textsuperscript{{{_latex_text(','.join(cell.marks))}}}" if cell.marks else ""
+        return rf"\shortstack{{{shown}\\{_latex_text(cell.second)}}}" if cell.second else shown
+
+    notes = [rf"\textsuperscript{{{_latex_text(symbol)}}} {_latex_text(note)}" for symbol, note in table.footnotes]
+    notes += [_latex_text(line) for line in table.below]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_latex_text(table.title + '. ' + ' '.join(line.rstrip('.') + '.' for line in table.caption))}}}",
+        rf"\begin{{tabular}}{{{''.join('l' if column.left else 'r' for column in table.columns)}}}",
+        r"\toprule",
+        " & ".join(_latex_text(column.title) for column in table.columns) + r" \\",
+        r"\midrule",
+        *(" & ".join(text(cell) for cell in row) + r" \\" for row in table.rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(rf"\par\footnotesize {note}" for note in notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines)
+
+
+def terminal(tables: Sequence[Table]) -> Group:
+    """The tables as something rich prints."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    parts: list[Any] = []
+    for table in tables:
+        drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for column in table.columns:
+            drawn.add_column(Text(column.title), justify="left" if column.left else "right", overflow="fold")
+        for row in table.rows:
+            texts = []
+            for cell in row:
+                text = Text(cell.text, style="bold green" if cell.best else "")
+                if cell.best:
+                    text.append("*")  # colours are off in a file
+                if cell.marks:
+                    text.append(f" [{','.join(cell.marks)}]", style="dim")
+                if cell.second:
+                    text.append(f"\n{cell.second}", style="dim")
+                texts.append(text)
+            drawn.add_row(*texts)
+        parts.append(Text(table.title, style="bold"))
+        parts += [Text(line, style="dim") for line in table.caption]
+        parts.append(drawn)
+        parts += [Text(f"[{symbol}] {note}", style="dim") for symbol, note in table.footnotes]
+        parts += [Text(line, style="yellow") for line in table.below]
+        parts.append(Text(""))
+    return Group(*parts)
+
+
+def _terminal_text(tables: Sequence[Table], width: int | None) -> str:
+    import sys
+
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    real = Console(file=sys.stdout)
+    console = Console(file=buffer, width=width or max(real.width, 100), force_terminal=real.is_terminal, no_color=real.no_color)
+    console.print(terminal(tables))
+    return buffer.getvalue().rstrip("\n")
