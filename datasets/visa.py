@@ -101,7 +101,8 @@ def _read_rows(path: Path, name: str) -> list[tuple[int, dict[str, str]]]:
 
 def _scan_raw(root: Path, base: str, split: str, report: Report) -> list[Sample]:
     table = join(base, "split_csv", f"{split}.csv")
-    listing, samples, seen = Listing(root), {}, set()  # type: ignore[var-annotated]
+    listing, seen = Listing(root), set[str]()
+    samples: dict[str, list[Sample]] = {}
     rows = _read_rows(root / table, table)
     absent = {name for name in {row["object"] for _, row in rows} if name and not (root / base / name).is_dir()}
     for name in in_order(absent, CATEGORIES):

@@ -1,8 +1,8 @@
 """`bench data verify`: what is on disk, file by file, against what the layout says and what was published.
 
-Every image and mask is read whole. Found are: unreadable files, missing, empty and stray masks, masks of another size, unusual modes
-(with how they are read), the same bytes twice, and counts that differ from the published ones. `ok` is False where any finding is
-an error: a benchmark number would be computed from other data than the user thinks.
+Every image and mask is read whole. Found are: unreadable files, missing, empty and stray masks, masks of another size, unusual
+modes (with how they are read), the same bytes twice, and counts that differ from the published ones. `ok` is False where any
+finding is an error: a benchmark number would be computed from other data than the user thinks.
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ class AuditReport:
             "published": {category: counts._asdict() for category, counts in self.published.items()},
             "sizes": self.sizes,
             "modes": self.modes,
-            "files": [
-                {"file": f.file, "status": f.status, "severity": f.severity, "message": f.message} for f in self.findings
-            ],
+            "files": [{"file": f.file, "status": f.status, "severity": f.severity, "message": f.message} for f in self.findings],
         }
 
 

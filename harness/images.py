@@ -72,9 +72,10 @@ def open_image(file: Path, name: str = "", data: bytes | None = None) -> Image.I
     """
     name = name or str(file)
     try:
+        image: Image.Image
         with Image.open(file if data is None else io.BytesIO(data)) as image:
             image.load()  # Image.open alone does not notice a truncated file
-            return image
+        return image
     except OSError as error:
         empty = len(data) == 0 if data is not None else _is_empty(file)
         reason = "zero bytes" if empty else error.strerror or str(error).replace(str(file), "").strip()
@@ -141,18 +142,25 @@ def mask_of(image: Image.Image, size: Size | None = None, name: str = "") -> Mas
     return Mask(channels, image.mode in ("1", "P"), (image.height, image.width))
 
 
+def _numbers(image: Image.Image) -> NDArray[np.int64]:
+    numbers: NDArray[np.int64] = np.asarray(image).astype(np.int64)
+    return numbers
+
+
 def _mask_values(image: Image.Image, name: str) -> NDArray[np.int64]:
     """(C, H, W) raw numbers of a mask; alpha is not one of them."""
     if image.mode == "1":
-        return np.asarray(image).astype(np.int64)[None] * 255
+        return _numbers(image)[None] * 255
     if image.mode in ("L", "P"):
-        return np.asarray(image).astype(np.int64)[None]
+        return _numbers(image)[None]
     if image.mode in SIXTEEN_BIT:
-        wide = np.asarray(image).astype(np.int64)[None]
-        return wide >> 8 if wide.size and wide.max() > 255 else wide
+        wide = _numbers(image)[None]
+        if wide.size and wide.max() > 255:
+            wide >>= 8
+        return wide
     if image.mode in ("LA", "La"):
-        return np.asarray(image.getchannel(0)).astype(np.int64)[None]
-    return np.asarray(to_rgb(image, name)).astype(np.int64).transpose(2, 0, 1)
+        return _numbers(image.getchannel(0))[None]
+    return _numbers(to_rgb(image, name)).transpose(2, 0, 1)
 
 
 def read_mask(file: Path, size: Size | None = None, name: str = "") -> Mask:
@@ -208,7 +216,8 @@ def mask_at_crop(mask: Mask, preprocess: Preprocess) -> NDArray[np.float32]:
     how = Image.Resampling.NEAREST if mask.nearest else Image.Resampling.BILINEAR
     top, bottom, left, right = crop_box(size, preprocess.crop)
     resized = np.stack([_resized(channel, size, how)[top:bottom, left:right] for channel in mask.channels])
-    return resized.astype(np.float32) / np.float32(255)
+    unit: NDArray[np.float32] = resized.astype(np.float32) / np.float32(255)
+    return unit
 
 
 def _resized(channel: NDArray[np.uint8], size: Size, how: Image.Resampling) -> NDArray[np.uint8]:
