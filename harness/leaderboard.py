@@ -53,19 +53,20 @@ def _mean_table(family: Family, rows: Sequence[Row], metrics: Sequence[str], rep
         table.caption.append("± is the sample standard deviation over seeds")
     if reported:
         table.caption.append("Second line: the published value and (measured - published), in points")
-    titles = ["method", "input", "encoder", "seeds", *(METRICS[metric].title for metric in metrics)]
-    titles += ["fit s", "images/s", "params (M)", "commit"]
-    table.columns = [Column(title, left=title in ("method", "input", "encoder", "commit")) for title in titles]
+    table.columns = [Column("method", left=True), Column("seeds"), *(Column(METRICS[metric].title) for metric in metrics)]
+    table.columns += [Column(title, left=True, detail=True) for title in ("input", "encoder")]
+    table.columns += [Column(title, detail=True) for title in ("fit s", "images/s", "params (M)")]
+    table.columns += [Column("commit", left=True, detail=True)]
     for row, name in zip(rows, names_of(rows), strict=True):
         comparison = published.compare(row.first, metrics) if reported else None
         data = _row_data(family, row, name)
-        cells = [Cell(name, tuple(_row_marks(row, notes)))]
-        cells += [Cell(_input(row.first)), Cell(_encoder(row.first)), Cell(str(len(row.seeds)))]
+        cells = [Cell(name, tuple(_row_marks(row, notes))), Cell(str(len(row.seeds)))]
         for metric in metrics:
             cells.append(_metric_cell(row, metric, None, best[metric], comparison, notes))
             data |= {metric: row.mean(metric), f"{metric}_sd": row.sd(metric)}
             if comparison is not None:
                 data |= _published_data(row, metric, None, comparison)
+        cells += [Cell(_input(row.first)), Cell(_encoder(row.first) or MISSING)]
         cells += [Cell(_number(row.cost("fit_s"), 1)), Cell(_number(row.cost("predict_images_per_s"), 1))]
         parameters = row.cost("parameters_total")
         cells += [Cell(_number(None if parameters is None else parameters / 1e6, 1)), _commit_cell(row, notes)]
@@ -250,7 +251,7 @@ def _side(size: Any) -> str:
 
 
 def _encoder(record: Record) -> str:
-    return ", ".join(record.identity["weights"]) or MISSING
+    return ", ".join(record.identity["weights"])
 
 
 def _best(values: Sequence[float | None]) -> float | None:

@@ -18,9 +18,11 @@ from inpbench.harness.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.table import Table as RichTable
 
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
 MISSING = "-"
+FILE_WIDTH = 140  # characters of a terminal table that goes to a file or a pipe
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Column:
 
     title: str
     left: bool = False  # texts to the left, numbers to the right
+    detail: bool = False  # drawn as a second table below the first where a terminal is too narrow for one
 
 
 @dataclass(frozen=True)
@@ -208,46 +211,71 @@ def _latex(table: Table) -> str:
     return "\n".join(lines)
 
 
-def terminal(tables: Sequence[Table]) -> Group:
-    """The tables as something rich prints."""
-    from rich import box
+def terminal(tables: Sequence[Table], width: int) -> Group:
+    """The tables as something rich prints; what is too wide is drawn as two tables, metrics and details."""
     from rich.console import Group
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     parts: list[Any] = []
     for table in tables:
-        drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for column in table.columns:
-            drawn.add_column(Text(column.title), justify="left" if column.left else "right", overflow="fold")
-        for row in table.rows:
-            texts = []
-            for cell in row:
-                text = Text(cell.text, style="bold green" if cell.best else "")
-                if cell.best:
-                    text.append("*")  # colours are off in a file
-                if cell.marks:
-                    text.append(f" [{','.join(cell.marks)}]", style="dim")
-                if cell.second:
-                    text.append(f"\n{cell.second}", style="dim")
-                texts.append(text)
-            drawn.add_row(*texts)
         parts.append(Text(table.title, style="bold"))
         parts += [Text(line, style="dim") for line in table.caption]
-        parts.append(drawn)
+        details = [index for index, column in enumerate(table.columns) if column.detail]
+        if details and _natural_width(table) > width:
+            parts.append(_drawn(table, [index for index in range(len(table.columns)) if index not in details]))
+            parts.append(_drawn(table, [0, *details]))
+        else:
+            parts.append(_drawn(table, range(len(table.columns))))
         parts += [Text(f"[{symbol}] {note}", style="dim") for symbol, note in table.footnotes]
         parts += [Text(line, style="yellow") for line in table.below]
         parts.append(Text(""))
     return Group(*parts)
 
 
+def _terminal_cell(cell: Cell) -> str:
+    """The cell's first line as drawn: `*` for the best, because colours are off in a file."""
+    return cell.text + ("*" if cell.best else "") + (f" [{','.join(cell.marks)}]" if cell.marks else "")
+
+
+def _natural_width(table: Table) -> int:
+    """Characters of the widest line, without folding anything; 3 between columns."""
+    widths = [len(column.title) for column in table.columns]
+    for row in table.rows:
+        widths = [max(width, len(_terminal_cell(cell)), len(cell.second)) for width, cell in zip(widths, row, strict=True)]
+    return sum(widths) + 3 * len(widths)
+
+
+def _drawn(table: Table, indices: Sequence[int]) -> RichTable:
+    from rich import box
+    from rich.table import Table as Drawing
+    from rich.text import Text
+
+    drawing = Drawing(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for index in indices:
+        column = table.columns[index]
+        drawing.add_column(Text(column.title), justify="left" if column.left else "right", overflow="fold", no_wrap=index == 0)
+    for row in table.rows:
+        texts = []
+        for cell in (row[index] for index in indices):
+            text = Text(_terminal_cell(cell), style="bold green" if cell.best else "")
+            if cell.second:
+                text.append(f"\n{cell.second}", style="dim")
+            texts.append(text)
+        drawing.add_row(*texts)
+    return drawing
+
+
 def _terminal_text(tables: Sequence[Table], width: int | None) -> str:
+    import os
     import sys
 
     from rich.console import Console
 
     buffer = io.StringIO()
     real = Console(file=sys.stdout)
-    console = Console(file=buffer, width=width or max(real.width, 100), force_terminal=real.is_terminal, no_color=real.no_color)
-    console.print(terminal(tables))
-    return buffer.getvalue().rstrip("\n")
+    if width is None:
+        # A file has no width; rich would assume 80 columns and fold every cell.
+        width = real.width if real.is_terminal or os.environ.get("COLUMNS", "").isdigit() else FILE_WIDTH
+    console = Console(file=buffer, width=width, force_terminal=real.is_terminal, no_color=real.no_color)
+    console.print(terminal(tables, width))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).rstrip("\n")
