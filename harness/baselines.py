@@ -38,7 +38,7 @@ OTHER_TOLERANCE = 0.01
 # What was asked for: a record and a baseline with the same key are about the same cell. The label, not the parameters, so that a
 # changed default is found as another method_version instead of as another cell.
 _ASKED = ("method", "label", "dataset", "dataset_params", "setting", "shots", "source", "seed", "engine", "limit", "selection")
-KEY = (*_ASKED, "checkpoint", "input", "categories", "mask_rule", "variant")
+KEY = (*_ASKED, "checkpoint", "input", "categories", "mask_rule", "variant", "weight_sources")
 # What must agree before two numbers of one cell may be compared.
 PROTOCOL = ("method_version", "setting_version", "dataset_version", "manifest", "scoring", "metrics", "weights")
 
@@ -85,7 +85,13 @@ class Baseline:
 def key_of(record: Record) -> dict[str, Any]:
     """What was asked for, as data."""
     identity = record.identity
-    own = {"label": record.label, "mask_rule": identity["scoring"].get("mask_rule"), "variant": identity["metrics"].get("variant")}
+    own = {
+        "label": record.label,
+        "mask_rule": identity["scoring"].get("mask_rule"),
+        "variant": identity["metrics"].get("variant"),
+        # file, random or builtin: which of them is a choice, the bytes are not.
+        "weight_sources": {name: str(value).partition(":")[0] for name, value in identity["weights"].items()},
+    }
     return {name: own[name] if name in own else identity[name] for name in KEY}
 
 

@@ -145,19 +145,19 @@ def _check_baseline(baseline: Baseline, records: Sequence[Record]) -> list[Findi
     if newest is None:
         reason = "no record" if latest is None else "the cell was started, not finished"
         return [Finding(verdict="missing", cell=cell, reason=reason, file=baseline.name)]
-    reasons = []
-    for record in sorted((r for r in records if r.status == "done"), key=lambda r: (r.finished, r.id), reverse=True):
-        hardware = metric_hardware(record.hardware)
-        fitting = [entry for entry in baseline.entries if metric_hardware(entry.hardware) == hardware]
-        if not fitting:
-            measured_on = ", ".join(sorted({entry.hardware for entry in baseline.entries}))
-            reasons.append(f"hardware {record.hardware}, baseline measured on {measured_on}")
-            continue
-        differing = differences(fitting[0], record)
-        if not differing:
+    # Other data under one name (`folder`) is another matter; of the same data the last run counts, comparable or not.
+    manifests = {entry.protocol.get("manifest") for entry in baseline.entries}
+    record = _newest(r for r in records if r.identity["manifest"] in manifests) or newest
+    hardware = metric_hardware(record.hardware)
+    fitting = [entry for entry in baseline.entries if metric_hardware(entry.hardware) == hardware]
+    if fitting:
+        reason = "; ".join(differences(fitting[0], record))
+        if not reason:
             return [_judge(baseline, fitting[0], metric, record) for metric in fitting[0].metrics]
-        reasons.append("; ".join(differing))
-    return [Finding(verdict="incomparable", cell=cell, reason=reasons[0], record=newest.id, file=baseline.name)]
+    else:
+        measured_on = ", ".join(sorted({entry.hardware for entry in baseline.entries}))
+        reason = f"hardware {record.hardware}, baseline measured on {measured_on}"
+    return [Finding(verdict="incomparable", cell=cell, reason=reason, record=record.id, file=baseline.name)]
 
 
 def differences(entry: Entry, record: Record) -> list[str]:
