@@ -25,6 +25,11 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def _row_sums(q: Tensor, k: Tensor) -> Tensor:
+    """sum_m q_n . k_m of (B, heads, N, d) twice -> (B, heads, N)."""
+    return (q @ k.sum(dim=-2)[..., None])[..., 0]
+
+
 # --- self-attention -----------------------------------------------------------------------------------------------------
 
 
@@ -49,11 +54,19 @@ class LinearAttention(_SelfAttention):
 
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output (B, N, D) and the summary sum_n phi(k_n) v_n^T (B, heads, d, d)."""
-        q, k, v = split_heads(self.qkv(x), 3, self.heads)
-        q, k = F.elu(q) + 1.0, F.elu(k) + 1.0
+        q, k, v = self._features(x)
         summary = k.transpose(-2, -1) @ v
-        denominator = q @ k.sum(dim=-2, keepdim=True).transpose(-2, -1) + self.eps  # (B, heads, N, 1)
-        return self.proj(merge_heads(q @ summary / denominator)), summary
+        normaliser = _row_sums(q, k)[..., None] + self.eps  # (B, heads, N, 1)
+        return self.proj(merge_heads(q @ summary / normaliser)), summary
+
+    def denominator(self, x: Tensor) -> Tensor:
+        """phi(q) . sum phi(k) before eps is added (B, heads, N): where it is 0 the output is NaN."""
+        q, k, _ = self._features(x)
+        return _row_sums(q, k)
+
+    def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
+        return F.elu(q) + 1.0, F.elu(k) + 1.0, v
 
 
 class ExplicitLinearAttention(_SelfAttention):

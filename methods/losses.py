@@ -9,6 +9,7 @@ b multiplies the gradient that arrives there by a weight a point; the value of t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -58,16 +59,68 @@ def scale_gradient(target: Tensor, weight: Tensor) -> None:
         target.register_hook(lambda gradient: gradient * weight)
 
 
-def mined_global_cosine(targets: Sequence[Tensor], outputs: Sequence[Tensor], weight: PointWeight | None = None) -> Tensor:
-    """The mean over groups of the global cosine loss; with `weight`, a hook scales the gradient at each output.
+def threshold_weight(distance: Tensor, alpha: float) -> Tensor:
+    """0 below mean + alpha * std of the batch (unbiased), else 1 (ReContrast's mining)."""
+    return (distance >= distance.mean() + alpha * distance.std()).to(distance.dtype)
 
-    Calling it twice on the same outputs before one backward scales twice.
+
+def focal_weight(distance: Tensor, share: float) -> Tensor:
+    """(d / threshold)^2, at most 1; the threshold is that of the hard mining."""
+    return (distance / hard_mining_threshold(distance, share)).clamp(max=1.0) ** 2
+
+
+def hardest_weight(distance: Tensor, share: float) -> Tensor:
+    """For a mean over the hardest 1 - share of the points alone: numel / count there, else 0."""
+    hard = (distance >= hard_mining_threshold(distance, share)).to(distance.dtype)
+    return hard / hard.mean()
+
+
+Reduction = Literal["mean", "sum"]  # over the groups
+
+
+def mined_global_cosine(
+    targets: Sequence[Tensor], outputs: Sequence[Tensor], weight: PointWeight | None = None, over_groups: Reduction = "mean"
+) -> Tensor:
+    """The global cosine loss of pairs of maps (B, D, h, w), averaged over groups (the originals sum where they use `threshold_weight`
+    or `focal_weight`).
+
+    weight: gradient weights of the points, by a hook on each output. Calling it twice on the same outputs before one backward
+    scales twice.
     """
     losses = []
     for a, b in zip(targets, outputs, strict=True):
         if weight is not None:
-            with torch.no_grad():
-                scale = weight(cosine_distance(a.detach(), b))
-            scale_gradient(b, scale)
+            scale_gradient(b, _constant(weight, a, b))
         losses.append(image_distance(a.detach(), b).mean())
-    return torch.stack(losses).mean()
+    return _reduce(losses, over_groups)
+
+
+def regional_cosine(
+    targets: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    weight: PointWeight | None = None,
+    over_groups: Reduction = "mean",
+    in_value: bool = False,
+) -> Tensor:
+    """The mean of 1 - cos of each point instead of each image: the variant that Dinomaly's ablation compares with.
+
+    weight: acts on the gradient, as above, or with `in_value` on the loss itself (a constant factor of each point).
+    """
+    losses = []
+    for a, b in zip(targets, outputs, strict=True):
+        scale = None if weight is None else _constant(weight, a, b)
+        if scale is not None and not in_value:
+            scale_gradient(b, scale)
+        distance = cosine_distance(a.detach(), b)
+        losses.append((distance * scale if scale is not None and in_value else distance).mean())
+    return _reduce(losses, over_groups)
+
+
+@torch.no_grad()
+def _constant(weight: PointWeight, a: Tensor, b: Tensor) -> Tensor:
+    return weight(cosine_distance(a, b))
+
+
+def _reduce(losses: list[Tensor], over_groups: Reduction) -> Tensor:
+    total = torch.stack(losses)
+    return total.mean() if over_groups == "mean" else total.sum()

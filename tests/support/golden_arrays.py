@@ -37,7 +37,7 @@ def _part(full: np.ndarray, text: str) -> np.ndarray:
         for part in re.findall(r"\[([^\]]*)\]", flat.group(1)):
             out = out[_slice(part)]
         return out
-    if text.startswith("["):
+    if re.match(r"\[[\s:\d]*[:,]", text):
         return full[tuple(_slice(part) for part in text.strip("[]").split(","))]
     return full
 
@@ -66,10 +66,11 @@ class Comparison:
         """Compare the array `name` with the same part of `actual`, and its `__stat` where there is one."""
         self._seen.add(name)
         info = self.case.config["arrays"][name]
-        text = info["slice"] if "slice" in info else info["what"]
+        text = info.get("slice", "full")
+        text = info["what"] if text == "full" else text
         full = array(actual)
         expected_shape = info.get("full_shape")
-        if expected_shape is not None:
+        if expected_shape is not None and "flat" not in text:
             assert list(full.shape) == expected_shape, f"{name}: shape {full.shape}, expected {expected_shape}"
         expected = self.case.arrays[name]
         part = _part(full, text)

@@ -1,0 +1,63 @@
+"""Golden numbers of Dinomaly (and, in a later issue, CRR): every case of the folder, dispatched by its kind; an unknown kind fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import golden
+import golden_dinomaly
+import pytest
+from golden import Case
+
+FAMILY = "dinomaly_crr"
+
+
+def _eval_metrics(case: Case) -> None:
+    import golden_metrics
+
+    golden_metrics.check_eval_metrics(case)
+
+
+def _transforms(case: Case) -> None:
+    import golden_images
+
+    golden_images.check_transforms(case)
+
+
+def _later(case: Case) -> None:
+    pytest.skip("CRR is a later issue")
+
+
+# The beginning of a case's name -> how it is checked.
+KINDS: dict[str, Callable[[Case], None]] = {
+    "dinomaly_forward": golden_dinomaly.check_forward,
+    "dinomaly_train": golden_dinomaly.check_training,
+    "dinov1_posembed": golden_dinomaly.check_position,
+    "dinov2_posembed": golden_dinomaly.check_position,
+    "linear_attention": golden_dinomaly.check_linear_attention,
+    "bmlp_block": golden_dinomaly.check_block,
+    "hm_loss": golden_dinomaly.check_hard_mining,
+    "other_losses": golden_dinomaly.check_other_losses,
+    "stable_adamw": golden_dinomaly.check_optimiser,
+    "warmcosine": golden_dinomaly.check_schedule,
+    "eval_metrics": _eval_metrics,
+    "transforms": _transforms,
+    "crr_": _later,
+}
+
+
+def handler(name: str) -> Callable[[Case], None]:
+    for beginning, check in KINDS.items():
+        if name.startswith(beginning):
+            return check
+    raise AssertionError(f"golden case {FAMILY}/{name} is of a kind that this runner does not know: {', '.join(KINDS)}")
+
+
+@pytest.mark.parametrize("name", golden.case_names(FAMILY))
+def test_case(name: str) -> None:
+    handler(name)(golden.read_case(FAMILY, name))
+
+
+def test_an_unknown_kind_fails() -> None:
+    with pytest.raises(AssertionError, match="does not know"):
+        handler("something_else_s1")
