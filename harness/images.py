@@ -160,7 +160,8 @@ def _mask_values(image: Image.Image, name: str) -> NDArray[np.int64]:
         return wide
     if image.mode in ("LA", "La"):
         return _numbers(image.getchannel(0))[None]
-    return _numbers(to_rgb(image, name)).transpose(2, 0, 1)
+    channels: NDArray[np.int64] = _numbers(to_rgb(image, name)).transpose(2, 0, 1)
+    return channels
 
 
 def read_mask(file: Path, size: Size | None = None, name: str = "") -> Mask:

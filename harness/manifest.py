@@ -157,9 +157,10 @@ def _hash(info: DatasetInfo, params: Any, samples: Sequence[Sample], files: dict
     """Independent of the root, and of whether the user gave the root or its parent."""
     paths = [path for sample in samples for path in (sample.image, sample.mask) if path]
     common = os.path.commonpath(paths) if len(paths) > 1 else ""
+    skip = len(common) + 1 if common else 0
     digest = hashlib.sha256(json.dumps([info.name, info.version, plain(params)], sort_keys=True).encode())
     for s in samples:
-        mask = None if s.mask is None else [s.mask[len(common) :], files[s.mask].size]
-        row = [s.image[len(common) :], files[s.image].size, s.category, s.split, s.label, mask, s.defect, s.specimen, s.view]
+        mask = None if s.mask is None else [s.mask[skip:], files[s.mask].size]
+        row = [s.image[skip:], files[s.image].size, s.category, s.split, s.label, mask, s.defect, s.specimen, s.view]
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
