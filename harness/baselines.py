@@ -196,4 +196,3 @@ def _as_data(entry: Entry) -> dict[str, Any]:
         },
         "protocol": entry.protocol,
     }
-

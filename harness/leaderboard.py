@@ -230,11 +230,11 @@ def _list_missing(table: Table, family: Family, rows: Sequence[Row]) -> None:
         error = record.error or {}
         reason = f"failed: {error.get('type')}: {error.get('message')}" if record.status == "failed" else "started, not finished"
         table.missing.append({"name": record.label, "seed": record.identity["seed"], "reason": reason, "record": record.id})
-    all_seeds = sorted({seed for row in rows for seed in row.seeds})
+    all_seeds = {seed for row in rows for seed in row.seeds}
     listed = {(item["name"], item["seed"]) for item in table.missing}
     for row, name in zip(rows, names_of(rows), strict=True):
-        for seed in all_seeds:
-            if seed not in row.seeds and (row.first.label, seed) not in listed:
+        for seed in sorted(all_seeds.difference(row.seeds)):
+            if (row.first.label, seed) not in listed:
                 table.missing.append({"name": name, "seed": seed, "reason": "not run", "record": None})
     table.below = [f"missing: {item['name']}, seed {item['seed']}: {' '.join(item['reason'].split())}" for item in table.missing]
 

@@ -55,6 +55,7 @@ _IDENTITY_TYPES: dict[str, tuple[type, ...]] = {
     "selection": (str,),
     "checkpoint": (str, type(None)),
 }
+_LARGEST = sys.float_info.max
 _METRIC_PARTS = ("mean", "categories", "counts", "bounds", "undefined")
 _ERROR_PARTS = ("type", "message", "traceback")
 
@@ -74,7 +75,11 @@ def identity_id(identity: Mapping[str, Any]) -> str:
 
 @dataclass(kw_only=True)
 class Record:
-    """What is known about one cell; the fields stand in the file in this order, after `schema`."""
+    """What is known about one cell; the fields stand in the file in this order, after `schema`.
+
+    metrics: `mean` {metric: fraction or null}, `categories` {category: the same}, `counts` {category: {"normal", "anomalous"}} of
+        the tested images, `bounds` {category: {metric: largest possible error}}, `undefined` {category: {metric: why it is null}}.
+    """
 
     id: str  # sha256 of the identity
     status: str  # one of STATUSES; started: running, or interrupted
@@ -167,7 +172,7 @@ def _is_int(value: Any) -> bool:
 
 def _is_finite(value: Any) -> bool:
     """A number that a float can hold: JSON also allows 1e999 and integers of a thousand digits."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -sys.float_info.max <= value <= sys.float_info.max
+    return isinstance(value, (int, float)) and value is not True and value is not False and -_LARGEST <= value <= _LARGEST
 
 
 def _check(document: dict[str, Any], name: str) -> None:
@@ -210,9 +215,9 @@ def _check_identity(document: dict[str, Any], need: Callable[[bool, str], None])
     identity = document["identity"]
     need(isinstance(identity, dict), "'identity' must be an object")
     for key, types in _IDENTITY_TYPES.items():
-        need(key in identity, f"identity has no '{key}'")
-        fits = isinstance(identity[key], types) and not isinstance(identity[key], bool)
-        need(fits, f"identity.{key} must be {' or '.join(t.__name__ for t in types)}, found {type(identity[key]).__name__}")
+        if type(identity.get(key, ...)) not in types:
+            need(key in identity, f"identity has no '{key}'")
+            need(False, f"identity.{key} must be {' or '.join(t.__name__ for t in types)}, found {type(identity[key]).__name__}")
     need(all(isinstance(item, str) for item in identity["categories"]), "identity.categories must be texts")
     expected = identity_id(identity)
     need(document["id"] == expected, f"id {document['id'][:12]} does not follow from the identity ({expected[:12]}): it was edited")
@@ -229,10 +234,10 @@ def _check_metrics(document: dict[str, Any], need: Callable[[bool, str], None]) 
     def numbers(where: str, table: Any, nullable: bool = True) -> None:
         need(isinstance(table, dict), f"metrics.{where} must be an object")
         for key, value in table.items():
-            if value is None and nullable:
+            if (value is None and nullable) or _is_finite(value):
                 continue
             expected = "a finite number or null" if nullable else "a finite number"
-            need(_is_finite(value), f"metrics.{where}.{key} must be {expected}, found {value!r}")
+            need(False, f"metrics.{where}.{key} must be {expected}, found {value!r}")
 
     numbers("mean", metrics["mean"])
     for part in ("categories", "bounds", "counts"):
