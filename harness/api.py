@@ -1,8 +1,8 @@
 """The contracts between the bench, the methods and the data sets; importing this file imports no torch.
 
-Vocabulary of shapes, here and everywhere: B batch, N tokens, D channels, H x W pixels, h x w grid, M prototypes, L layers, C classes.
-`score` and `amap`: higher is more anomalous; only their order matters to the bench. `label`: 0 normal, 1 anomalous, -1 unknown.
-A method sees tensors and its `Context`, never a file, a data set or a record.
+Vocabulary of shapes, here and everywhere: B batch, N tokens, D channels, H x W pixels, h x w grid, M prototypes, L layers,
+C classes. `score` and `amap`: higher is more anomalous; only their order matters to the bench. `label`: 0 normal, 1 anomalous,
+-1 unknown. A method sees tensors and its `Context`, never a file, a data set or a record.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class DatasetInfo:
 
     scan: "module:attr" of `scan(root: Path, params, report: Report) -> list[Sample]`; the list is sorted by category in the
         official order, then split, then path. It raises `DataError` when the root is not of this layout at all.
-    generate: "module:attr" of `generate(folder: Path, params) -> None` for a set that is drawn, not found; then no root is asked for.
+    generate: "module:attr" of `generate(folder: Path, params) -> None` for a set that is drawn, not found: no root is asked
+        for.
     """
 
     name: str
@@ -201,7 +202,9 @@ class Weights(Protocol):
 class Progress(Protocol):
     """A progress line that works in a terminal and in a log file."""
 
-    def __call__(self, done: int, total: int, text: str = "", **numbers: float) -> None: ...
+    def __call__(self, done: int, total: int, text: str = "", **numbers: float) -> None:
+        """Say how far it is; the first word of `text` names the stage, `numbers` (loss, lr) are shown as they are."""
+        ...
 
 
 @dataclass
@@ -276,4 +279,6 @@ class MethodInfo:
 class Scan(Protocol):
     """The type of the function that `DatasetInfo.scan` names."""
 
-    def __call__(self, root: Path, params: Any, report: Report) -> list[Sample]: ...
+    def __call__(self, root: Path, params: Any, report: Report) -> list[Sample]:
+        """List the images below `root`."""
+        ...

@@ -1,6 +1,6 @@
 """What a cell costs: seconds, images a second, memory, parameters, operations. Recorded beside the accuracy, never in the identity.
 
-`flops` counts the multiply-adds of one forward of one image twice (2 operations each), with torch's own counter, on the method's
+`flops` counts the multiply-adds of one forward of one image twice (2 operations each), by torch's own formulas, on the method's
 own `predict`; operations that torch does not count (norms, interpolation) are left out, as in the field's usual tools.
 """
 
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from inpbench.harness.api import Size
 
@@ -62,19 +64,37 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # macOS counts bytes, Linux KiB
 
 
-def count_cost(method: Any, size: Size, options: Options, cost: Cost) -> None:
-    """Fill in parameters, operations and memory. A method without a `model` module has no parameter count of its own."""
-    from torch.utils.flop_counter import FlopCounterMode
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the floating-point operations of what runs inside it, by torch's own table of formulas."""
 
-    module = getattr(method, "model", None)
-    if isinstance(module, torch.nn.Module):
-        cost.parameters_total = sum(tensor.numel() for tensor in module.parameters())
-    cost.parameters_trainable = sum(tensor.numel() for tensor in method.state().values())
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation and count it, where the table knows it."""
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=out))
+        return out
+
+
+def count_cost(method: Any, size: Size, options: Options, cost: Cost) -> None:
+    """Fill in parameters, operations and memory.
+
+    Parameters are those of the torch modules that are attributes of the method; trainable are the tensors of its `state()`.
+    """
+    modules = [value for value in vars(method).values() if isinstance(value, torch.nn.Module)]
+    tensors = {id(tensor): tensor for module in modules for tensor in module.parameters()}
+    learned = sum(tensor.numel() for tensor in method.state().values())
+    cost.parameters_total = sum(tensor.numel() for tensor in tensors.values()) if modules else learned
+    cost.parameters_trainable = learned
+    cost.peak_memory_mb = peak_memory_mb(options.device)
     image = torch.zeros(1, 3, *size, device=options.device, dtype=options.dtype)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with _Operations() as operations:
             method.predict(image)
-        cost.flops = int(counter.get_total_flops())
-    except RuntimeError as error:  # a third party's compiled or scripted model may not be countable; the rest of the record stands
+        cost.flops = operations.total
+    except (RuntimeError, TypeError) as error:  # a third party's compiled or scripted model may not be countable; the rest stands
         log.warning("operations not counted: %s", error)
-    cost.peak_memory_mb = peak_memory_mb(options.device)

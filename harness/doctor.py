@@ -78,7 +78,8 @@ def _shadowing() -> Iterator[Finding]:
         if spec is None or not spec.submodule_search_locations:
             continue
         if any(Path(place).resolve().parent == ours for place in spec.submodule_search_locations):
-            yield Finding(False, f"import {name}", "resolves into this repository", "Type: python -P -m ..., or leave the repository root")
+            advice = "Type: python -P -m ..., or leave the repository root"
+            yield Finding(False, f"import {name}", "resolves into this repository", advice)
             return
     yield Finding(True, "imports", "no foreign package is shadowed")
 
@@ -106,4 +107,4 @@ def _data() -> Iterator[Finding]:
             continue
         found = [place for place in places(info, None) if place.is_dir()]
         detail = str(found[0]) if found else "not found"
-        yield Finding(True if found else None, f"{name}: data", detail, "" if found else "Type: bench data verify NAME --data-root DIR")
+        yield Finding(True if found else None, f"{name}: data", detail, f"Type: bench data show {name}")

@@ -19,7 +19,7 @@ import torch
 from inpbench.harness.atomic import write_text
 from inpbench.harness.errors import BenchError
 from inpbench.harness.loading import test_batches
-from inpbench.harness.metrics import CategoryMetrics
+from inpbench.harness.metrics.category import CategoryMetrics
 from inpbench.harness.scoring import image_scores, smooth_maps
 
 if TYPE_CHECKING:

@@ -11,12 +11,10 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from inpbench.harness.api import Size
 from inpbench.harness.errors import UsageError, did_you_mean
-
-P = TypeVar("P")
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -90,7 +88,7 @@ def field_types(params_type: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(params_type)}
 
 
-def build(owner: str, params_type: type[P], *changes: Mapping[str, Any]) -> P:
+def build(owner: str, params_type: type, *changes: Mapping[str, Any]) -> Any:
     """Defaults, then each of `changes` in turn; texts are parsed, other values are taken as they are.
 
     owner: the method's or data set's name, for messages. Raises `UsageError` for unknown keys, wrong types and values that
@@ -144,18 +142,18 @@ def plain(params: Any) -> dict[str, Any]:
     return {field.name: convert(getattr(params, field.name)) for field in dataclasses.fields(params)}
 
 
-def label(name: str, params: Any) -> str:
-    """How a method is called in tables: `inp_former`, or `inp_former(inp_num=4)` where parameters differ from the default."""
+def label(name: str, preset: str, params: Any, base: Any) -> str:
+    """How a method is called in tables: `inp_former`, `inp_former:demo`, `inp_former:demo(inp_num=4)`.
+
+    base: the parameters of the preset alone. The encoder is left out: tables show it in a column of its own.
+    """
     changed = [
         f"{field.name}={_short(getattr(params, field.name))}"
         for field in dataclasses.fields(params)
-        if getattr(params, field.name) != _default(field)
+        if field.name != "encoder" and getattr(params, field.name) != getattr(base, field.name)
     ]
-    return f"{name}({', '.join(changed)})" if changed else name
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    called = name if preset == "paper" else f"{name}:{preset}"
+    return f"{called}({', '.join(changed)})" if changed else called
 
 
 def _short(value: Any) -> str:

@@ -20,6 +20,7 @@ from inpbench.harness.settings import Setting, get_setting
 
 if TYPE_CHECKING:
     from inpbench.harness.manifest import Manifest
+    from inpbench.harness.metrics import Variant
     from inpbench.harness.records import Record, RecordStore
     from inpbench.harness.scoring import Scoring
     from inpbench.harness.weights import WeightStore
@@ -44,7 +45,7 @@ class Request:
     limit: int | None = None
     strict: bool = True
     engine: Literal["fast", "reference"] = "fast"
-    variant: str = "exact"
+    variant: Variant = "exact"
     checkpoint: Path | None = None
 
 
@@ -110,13 +111,13 @@ def make_plan(request: Request, store: RecordStore, weights: WeightStore, scorin
         dataset = DATASETS.get(dataset_name)
         refused = bool(setting.refusal)
         manifest = None if refused else _manifest(dataset, request)
-        for info, params in drafts:
+        for info, params, label in drafts:
             for shots in request.shots or setting.shots or (0,):
                 for seed in request.seeds:
                     cell = Cell(
                         method=info,
                         params=params,
-                        label=parameters.label(info.name, params),
+                        label=label,
                         dataset=dataset,
                         setting=setting,
                         seed=seed,
@@ -134,7 +135,8 @@ def _check(request: Request, setting: Setting) -> None:
         raise UsageError("bench run needs --methods and --dataset.", "Type for example: bench run -m inp_former -d synthetic")
     if len(request.datasets) > 1 and request.data_root is not None:
         raise UsageError(
-            "--data-root names one data set, but several are asked for.", "Type: export INPBENCH_DATA=DIR, with one folder a data set"
+            "--data-root names one data set, but several are asked for.",
+            "Type: export INPBENCH_DATA=DIR, with one folder a data set",
         )
     if request.shots and not setting.shots:
         raise UsageError(f"{setting.name} has no shots.", "Leave --shots out, or type: --setting few_shot")
@@ -147,8 +149,8 @@ def _check(request: Request, setting: Setting) -> None:
             )
 
 
-def _draft(name: str, request: Request) -> tuple[MethodInfo, Any]:
-    """A method's info and its resolved parameters."""
+def _draft(name: str, request: Request) -> tuple[MethodInfo, Any, str]:
+    """A method's info, its resolved parameters and its name in tables."""
     info = METHODS.get(name)
     if request.preset not in info.presets:
         raise UsageError(
@@ -157,7 +159,11 @@ def _draft(name: str, request: Request) -> tuple[MethodInfo, Any]:
     encoder = {}
     if request.encoder is not None and "encoder" in parameters.field_types(info.params):
         encoder = {"encoder": request.encoder}
-    return info, parameters.build(name, info.params, info.presets[request.preset], encoder, request.changes.get(name, {}))
+    preset = info.presets[request.preset]
+    params = parameters.build(name, info.params, preset, encoder, request.changes.get(name, {}))
+    # The yardsticks' presets change nothing: they are called by their name alone.
+    shown = request.preset if preset else "paper"
+    return info, params, parameters.label(name, shown, params, info.params(**preset))
 
 
 def _manifest(dataset: DatasetInfo, request: Request) -> Manifest:
@@ -165,17 +171,13 @@ def _manifest(dataset: DatasetInfo, request: Request) -> Manifest:
 
     dataset_params = parameters.build(dataset.name, dataset.params, request.changes.get(dataset.name, {}))
     root = locate(dataset, dataset_params, request.data_root)
-    manifest = open_manifest(dataset, dataset_params, root, strict=request.strict)
-    if request.categories:
-        manifest = manifest.select(request.categories)
+    manifest = open_manifest(dataset, dataset_params, root, request.strict, request.categories or None)
     if request.limit is not None:
         manifest = manifest.limit(request.limit)
     return manifest
 
 
-def _decide(
-    cell: Cell, request: Request, store: RecordStore, weights: WeightStore, scoring: Scoring, force: bool
-) -> Cell:
+def _decide(cell: Cell, request: Request, store: RecordStore, weights: WeightStore, scoring: Scoring, force: bool) -> Cell:
     """Give a cell its identity and its status."""
     if cell.setting.refusal:
         return replace(cell, status="impossible", reason=cell.setting.refusal)

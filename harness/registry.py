@@ -74,7 +74,6 @@ class Registry(Generic[Info]):
         """The info of one name; unknown names raise `UsageError` with the closest known ones."""
         if name in self._added:
             return self._added[name]
-        info: Any
         if name in self._builtin():
             info = resolve(self._builtin()[name])
         else:
@@ -95,7 +94,8 @@ class Registry(Generic[Info]):
                 f"{self.kind} '{name}' is a {type(info).__name__}, expected {self._info_type.__name__}.",
                 "Its entry point must name an object of that type.",
             )
-        return info
+        found: Info = info
+        return found
 
 
 METHODS: Registry[MethodInfo] = Registry("method", MethodInfo, "inpbench.methods", "inpbench.methods")

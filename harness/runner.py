@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from inpbench.harness.errors import BenchError
 from inpbench.harness.evaluation import CategoryResult, evaluate_category
 from inpbench.harness.loading import TrainingImages
 from inpbench.harness.plan import Cell, marks_of
-from inpbench.harness.records import Record, RecordStore
+from inpbench.harness.records import Record, RecordStore, new_record
 from inpbench.harness.registry import resolve
 from inpbench.harness.snapshots import FolderSnapshots
 from inpbench.harness.stamp import make_stamp
@@ -96,11 +96,9 @@ def _now() -> str:
 
 def _started(cell: Cell) -> Record:
     assert cell.manifest is not None
-    return Record(
-        id=cell.id,
-        status="started",
-        label=cell.label,
-        identity=cell.identity,
+    return new_record(
+        cell.identity,
+        cell.label,
         marks=marks_of(cell),
         skipped=[
             {"file": finding.file, "status": finding.status, "message": finding.message} for finding in cell.manifest.findings
@@ -124,9 +122,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _fill(
-    record: Record, cell: Cell, work: Path, options: Options, progress: Progress, store: RecordStore
-) -> None:
+def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Progress, store: RecordStore) -> None:
     """Train and test every model of the cell, then complete the record."""
     assert cell.manifest is not None and cell.request is not None
     results: dict[str, CategoryResult] = {}
@@ -145,9 +141,7 @@ def _fill(
     }
     record.samples = store.write_samples(record.identity, {c: r.samples for c, r in results.items()})
     record.cost = cost.as_dict(results.values())
-    record.skipped = [
-        {"file": f.file, "status": f.status, "message": f.message} for f in cell.manifest.findings
-    ]
+    record.skipped = [{"file": f.file, "status": f.status, "message": f.message} for f in cell.manifest.findings]
     record.stamp = make_stamp(options.device, eval_batch=options.eval_batch)
     record.status = "done"
 
@@ -215,4 +209,3 @@ def _run_unit(
     if options.device.type == "cuda":
         torch.cuda.empty_cache()
     return results
-

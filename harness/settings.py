@@ -36,10 +36,20 @@ _ALL = (
     Setting(name="multi_class", version=1, title="one model for all categories", unit="dataset"),
     Setting(name="single_class", version=1, title="one model for each category", unit="category"),
     Setting(
-        name="few_shot", version=1, title="one model, k normal images of each category", unit="dataset", shots=(1, 2, 4), working=False
+        name="few_shot",
+        version=1,
+        title="one model, k normal images of each category",
+        unit="dataset",
+        shots=(1, 2, 4),
+        working=False,
     ),
     Setting(
-        name="zero_shot", version=1, title="trained on a source data set, tested on another", unit="dataset", source=True, working=False
+        name="zero_shot",
+        version=1,
+        title="trained on a source data set, tested on another",
+        unit="dataset",
+        source=True,
+        working=False,
     ),
     Setting(
         name="super_multi_class",
@@ -49,9 +59,7 @@ _ALL = (
         several_datasets=True,
         working=False,
     ),
-    Setting(
-        name="cross_class", version=1, title="trained on objects, tested on textures, and back", unit="dataset", working=False
-    ),
+    Setting(name="cross_class", version=1, title="trained on objects, tested on textures, and back", unit="dataset", working=False),
     Setting(
         name="generalist",
         version=1,

@@ -26,12 +26,11 @@ def _tile(manifest: Manifest, sample: Sample) -> Image.Image:
 
     from inpbench.harness.images import read_image, read_mask
 
-    pixels = read_image(manifest.root / sample.image)
-    image = Image.fromarray(pixels).resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR)
+    picture = read_image(manifest.root / sample.image, sample.image)
+    image = picture.resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR)
     if sample.mask is not None:
-        mask = np.asarray(read_mask(manifest.root / sample.mask, pixels.shape[:2]))
-        mask = mask.max(axis=0) if mask.ndim == 3 else mask
-        small = np.asarray(Image.fromarray((mask > 0).astype(np.uint8) * 255).resize((TILE_PX, TILE_PX))) > 127
+        mask = read_mask(manifest.root / sample.mask, (picture.height, picture.width), sample.mask)
+        small = np.asarray(Image.fromarray(mask.channels.max(axis=0)).resize((TILE_PX, TILE_PX))) > 127
         outline = small & ~ndimage.binary_erosion(small, iterations=2)
         painted = np.array(image)
         painted[outline] = (255, 40, 40)

@@ -9,6 +9,7 @@ images of stripes held in memory; a check takes seconds on one core. `bench doct
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -181,11 +182,12 @@ def check_info(bench: Bench) -> None:
 
 
 def check_shapes(bench: Bench) -> None:
-    """amap is (B, h, w) and score (B,) or None, finite, without gradient."""
+    """The map is (B, h, w) and score (B,) or None, finite, without gradient."""
     import torch
 
     prediction = bench.fitted().predict(bench.images(3))
-    assert prediction.amap.ndim == 3 and len(prediction.amap) == 3, f"amap has shape {tuple(prediction.amap.shape)}, expected (3, h, w)"
+    shape = tuple(prediction.amap.shape)
+    assert len(shape) == 3 and shape[0] == 3, f"amap has shape {shape}, expected (3, h, w)"
     assert torch.isfinite(prediction.amap).all(), "amap has NaN or infinite values"
     assert not prediction.amap.requires_grad, "amap carries a gradient"
     if prediction.score is not None:
@@ -221,7 +223,8 @@ def check_state(bench: Bench) -> None:
     method = bench.fitted()
     copy = bench.make(seed=9)
     copy.load_state({key: value.clone() for key, value in method.state().items()})
-    assert torch.equal(method.predict(bench.images()).amap, copy.predict(bench.images()).amap), "maps differ after a state round trip"
+    first, second = method.predict(bench.images()).amap, copy.predict(bench.images()).amap
+    assert torch.equal(first, second), "maps differ after a state round trip"
 
 
 def check_resume(bench: Bench) -> None:
@@ -230,10 +233,8 @@ def check_resume(bench: Bench) -> None:
 
     whole = bench.fitted()
     snapshots = MemorySnapshots(always=True, stop_after=1)
-    try:
+    with contextlib.suppress(StoppedError):
         bench.fitted(snapshots=snapshots)
-    except StoppedError:
-        pass
     if snapshots.saved == 0:
         return  # a method that takes no snapshots starts anew, which is the same thing
     snapshots.stop_after = None

@@ -22,7 +22,7 @@ with claim(Path(sys.argv[1])):
 
 
 @pytest.fixture
-def holder(tmp_path: Path):  # noqa: ANN201
+def holder(tmp_path: Path):
     process = subprocess.Popen([sys.executable, "-P", "-c", HOLD, str(tmp_path / "x.lock")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process

@@ -54,7 +54,16 @@ def test_texts_become_declared_types(key: str, text: str, value: object) -> None
 
 @pytest.mark.parametrize(
     ("key", "text"),
-    [("flag", "maybe"), ("count", "1.5"), ("rate", "nan"), ("rate", "inf"), ("mode", "c"), ("size", "3x"), ("layers", "a"), ("limit", "x")],
+    [
+        ("flag", "maybe"),
+        ("count", "1.5"),
+        ("rate", "nan"),
+        ("rate", "inf"),
+        ("mode", "c"),
+        ("size", "3x"),
+        ("layers", "a"),
+        ("limit", "x"),
+    ],
 )
 def test_wrong_values_say_what_was_expected(key: str, text: str) -> None:
     with pytest.raises(UsageError, match=rf"p\.{key}: expected .*found '{text}'"):
@@ -76,8 +85,10 @@ def test_later_changes_win() -> None:
 
 
 def test_label_names_what_differs() -> None:
-    assert params.label("p", Params()) == "p"
-    assert params.label("p", Params(count=4, size=(140, 140))) == "p(count=4, size=140)"
+    assert params.label("p", "paper", Params(), Params()) == "p"
+    assert params.label("p", "paper", Params(count=4, size=(140, 140)), Params()) == "p(count=4, size=140)"
+    assert params.label("p", "fast", Params(count=2), Params(count=2)) == "p:fast"
+    assert params.label("p", "fast", Params(count=2, rate=0.5), Params(count=2)) == "p:fast(rate=0.5)"
 
 
 def test_plain_survives_json() -> None:
@@ -88,7 +99,7 @@ def test_plain_survives_json() -> None:
 
 @pytest.mark.parametrize("text", ["count=3", "p.count", ".count=3", "p.=3"])
 def test_set_needs_its_form(text: str) -> None:
-    with pytest.raises(UsageError, match="NAME.KEY=VALUE"):
+    with pytest.raises(UsageError, match=r"NAME\.KEY=VALUE"):
         params.split_settings([text])
 
 

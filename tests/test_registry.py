@@ -14,7 +14,9 @@ from inpbench.harness.registry import DATASETS, METHODS, resolve
 
 PLUGIN = """
 from inpbench.harness.api import MethodInfo, NoParams
-INFO = MethodInfo(name="plugged", version=1, title="from outside", target="plug:Method", params=NoParams, settings=frozenset({"multi_class"}))
+INFO = MethodInfo(
+    name="plugged", version=1, title="from outside", target="plug:Method", params=NoParams, settings=frozenset({"multi_class"})
+)
 """
 
 

@@ -77,7 +77,7 @@ def _print_report(report: AuditReport) -> None:
             str(sum(splits.get("train", {}).values())),
             str(normal),
             str(sum(test.values()) - normal),
-            "/".join(map(str, published)) if published else "-",
+            "/".join(map(str, published.values())) if published else "-",
             Text(defects or "-"),
         )
     console.print(table)

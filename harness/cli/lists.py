@@ -23,7 +23,7 @@ class Kind(str, Enum):
 
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.methods,
-    params: Annotated[str | None, typer.Option("--params", metavar="NAME", help="The parameters of one method or data set.")] = None,
+    params: Annotated[str | None, typer.Option("--params", metavar="NAME", help="Parameters of a method or data set.")] = None,
     json_: Json = False,
 ) -> None:
     """List methods, data sets, settings, metrics or encoders.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from inpbench.harness.errors import NothingError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from inpbench.harness.plan import Cell, Request
+    from inpbench.harness.plan import Cell
     from inpbench.harness.runner import Tally
 
 
@@ -64,7 +64,9 @@ def run(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", metavar="FILE|DIR|random", help="Encoder weights [default: $INPBENCH_WEIGHTS].", show_default=False),
+        typer.Option(
+            "--weights", metavar="FILE|DIR|random", help="Encoder weights [default: $INPBENCH_WEIGHTS].", show_default=False
+        ),
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Allow missing encoder weights to be fetched by timm.")] = False,
     set_: Set = None,
@@ -74,7 +76,7 @@ def run(
         int | None, typer.Option("--limit", min=1, help="At most this many images of each category, split and defect; marked.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="An official model.pth to test instead of training.", exists=True, dir_okay=False)
+        Path | None, typer.Option("--checkpoint", metavar="FILE", help="An official model.pth to test instead of training.")
     ] = None,
     variant: Annotated[Variant, typer.Option("--variant", help="Metric definitions (bench list metrics).")] = Variant.exact,
     mask_rule: Annotated[MaskRule, typer.Option("--mask-rule", help="How resized masks become binary.")] = MaskRule.gt05,
@@ -118,7 +120,7 @@ def run(
         categories=split_names(categories),
         limit=limit,
         strict=strict,
-        engine=cast(Literal["fast", "reference"], engine.value),
+        engine=engine.value,
         variant=variant.value,
         checkpoint=checkpoint,
     )
@@ -152,10 +154,8 @@ def _refuse_if_impossible(cells: Sequence[Cell]) -> None:
         for cell in cells:
             if cell.refusal is not None:
                 raise cell.refusal
-        raise NothingError(
-            "Nothing can run: " + "; ".join(dict.fromkeys(f"{cell.method.name} {cell.setting.name}: {cell.reason}" for cell in cells)),
-            "Type: bench list settings",
-        )
+        reasons = dict.fromkeys(f"{cell.method.name} {cell.setting.name}: {cell.reason}" for cell in cells)
+        raise NothingError("Nothing can run: " + "; ".join(reasons), "Type: bench list settings")
 
 
 def find_device(name: str) -> torch.device:
@@ -170,7 +170,8 @@ def find_device(name: str) -> torch.device:
         raise UsageError(f"Unknown device '{name}'.", "Type: --device auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise errors.PrerequisiteError(f"--device {name}: torch finds {found} CUDA devices.", "Type: --device cpu, or: bench doctor")
+        message = f"--device {name}: torch finds {found} CUDA devices."
+        raise errors.PrerequisiteError(message, "Type: --device cpu, or: bench doctor")
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name}: only cpu and cuda are supported.", "Type: --device auto")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
@@ -204,9 +205,7 @@ def _execute(
         return run_cells(cells, store, options, live.cell)
 
 
-def _print_outcome(
-    cells: Sequence[Cell], store: Any, tally: Tally | None, live: Any, json_: bool, display: DisplayMode
-) -> None:
+def _print_outcome(cells: Sequence[Cell], store: Any, tally: Tally | None, live: Any, json_: bool, display: DisplayMode) -> None:
     """The leaderboard of the requested cells on stdout, failures on stderr."""
     from inpbench.harness.leaderboard import build_tables, render
 

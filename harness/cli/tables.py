@@ -1,0 +1,120 @@
+"""`bench leaderboard` and `bench check`: read records, print tables and verdicts."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inpbench.harness.cli.options import Json, Results, results_folder, split_names
+from inpbench.harness.errors import NothingError, RecordError, UsageError
+
+DEFAULT_BASELINES = Path("results") / "baselines"
+
+
+class By(str, Enum):
+    """What a row of a table is."""
+
+    mean = "mean"
+    category = "category"
+
+
+class Format(str, Enum):
+    """How a table is written."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    csv = "csv"
+    latex = "latex"
+    json = "json"
+
+
+def write_out(text: str, out: Path | None) -> None:
+    """To stdout, or to a file, completely or not at all."""
+    if out is None:
+        typer.echo(text)
+        return
+    from inpbench.harness.atomic import write_text
+
+    write_text(out, text + "\n")
+    typer.echo(f"wrote {out}", err=True)
+
+
+def leaderboard(
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Only these data sets.")] = "",
+    setting: Annotated[str, typer.Option("--setting", "-s", help="Only these settings.")] = "",
+    methods: Annotated[str, typer.Option("--methods", "-m", help="Only these methods.")] = "",
+    metrics: Annotated[str, typer.Option("--metrics", help="Only these metrics (bench list metrics).")] = "",
+    by: Annotated[By, typer.Option("--by", help="A row is a method's mean, or a category.")] = By.mean,
+    reported: Annotated[bool, typer.Option("--reported", help="Published values, where the protocol is the same.")] = False,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="How to write the tables.")] = Format.terminal,
+    json_: Json = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to a file.")] = None,
+    results: Results = None,
+) -> None:
+    """Tables from records, one for each protocol: numbers that are not comparable never share one.
+
+    bench leaderboard --dataset visa --setting multi_class --reported
+    """
+    from inpbench.harness.leaderboard import build_tables, render
+    from inpbench.harness.records import RecordStore
+
+    store = RecordStore(results_folder(results))
+    chosen = {
+        key: list(split_names(text)) for key, text in (("dataset", dataset), ("setting", setting), ("method", methods)) if text
+    }
+    listing = store.all(**chosen)
+    for warning in listing.warnings:
+        typer.echo(f"Warning: {warning}", err=True)
+    tables = build_tables(listing, by=by.value, metrics=split_names(metrics), reported=reported)
+    if not tables:
+        raise NothingError(
+            f"No record in {store.folder} fits.", "Type: bench run --methods inp_former --dataset synthetic --encoder builtin"
+        )
+    write_out(render(tables, "json" if json_ else format_.value), out)
+
+
+def check(
+    baselines: Annotated[
+        Path, typer.Option("--baselines", metavar="DIR", help="Folder of the committed baselines.")
+    ] = DEFAULT_BASELINES,
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Only these data sets.")] = "",
+    methods: Annotated[str, typer.Option("--methods", "-m", help="Only these methods.")] = "",
+    update: Annotated[bool, typer.Option("--update", help="Make the records the new baselines; needs --reason.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Why the numbers change; kept in the baseline.")] = "",
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML for a CI service.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a markdown summary.")] = False,
+    json_: Json = False,
+    results: Results = None,
+) -> None:
+    """Compare records with committed baselines; exit 1 on a regression, 4 when nothing could be compared.
+
+    bench check --results results/runs
+    """
+    from inpbench.harness import baselines as kept
+    from inpbench.harness.check import check as compare
+    from inpbench.harness.records import RecordStore
+    from inpbench.harness.tables import render
+    from inpbench.harness.verdicts import as_json, check_table
+    from inpbench.harness.verdicts import junit as as_junit
+
+    if reason and not update:
+        raise UsageError("--reason belongs to --update.", 'Type: bench check --update --reason "why the numbers change"')
+    store = RecordStore(results_folder(results))
+    chosen = {key: list(split_names(text)) for key, text in (("dataset", dataset), ("method", methods)) if text}
+    if update:
+        changed = kept.update(store, baselines, reason, **chosen)
+        for path in changed:
+            typer.echo(f"updated {path}", err=True)
+        if not changed:
+            typer.echo("no baseline changed", err=True)
+    elif not baselines.is_dir():
+        raise RecordError(f"There are no baselines in {baselines}.", 'Type: bench check --update --reason "first baselines"')
+    result = compare(store, baselines, **chosen)
+    if junit is not None:
+        write_out(as_junit(result), junit)
+    typer.echo(as_json(result) if json_ else render([check_table(result)], "markdown" if markdown else "terminal"))
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
