@@ -59,10 +59,12 @@ def _mean_table(family: Family, rows: Sequence[Row], metrics: Sequence[str], rep
     table.columns += [Column("commit", left=True, detail=True)]
     for row, name in zip(rows, names_of(rows), strict=True):
         comparison = published.compare(row.first, metrics) if reported else None
+        common = _common_reason([comparison])
+        marks = _row_marks(row, notes) + ([notes.mark(common)] if common else [])
         data = _row_data(family, row, name)
-        cells = [Cell(name, tuple(_row_marks(row, notes))), Cell(str(len(row.seeds)))]
+        cells = [Cell(name, tuple(marks)), Cell(str(len(row.seeds)))]
         for metric in metrics:
-            cells.append(_metric_cell(row, metric, None, best[metric], comparison, notes))
+            cells.append(_metric_cell(row, metric, None, best[metric], None if common else comparison, notes))
             data |= {metric: row.mean(metric), f"{metric}_sd": row.sd(metric)}
             if comparison is not None:
                 data |= _published_data(row, metric, None, comparison)
@@ -82,17 +84,21 @@ def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: 
     """Rows are categories and their mean, columns are methods; the best of each row is marked."""
     notes = Footnotes()
     names = names_of(rows)
-    marks = [tuple(_row_marks(row, notes)) for row in rows]
+    categories: list[str | None] = [*family.protocol["categories"], None]
+    comparisons = [[published.compare(row.first, [metric], c) if reported else None for c in categories] for row in rows]
+    commons = [_common_reason(column) for column in comparisons]
     title = f"{METRICS[metric].title} by category: {family.title}"
     table = Table(title=title, caption=family.caption(), columns=[], rows=[], protocol=family.protocol | {"metric": metric})
     table.columns = [Column("category", left=True)]
-    table.columns += [Column(name + (f" [{','.join(mark)}]" if mark else "")) for name, mark in zip(names, marks, strict=True)]
-    for category in [*family.protocol["categories"], None]:
+    for row, name, common in zip(rows, names, commons, strict=True):
+        marks = _row_marks(row, notes) + ([notes.mark(common)] if common else [])
+        table.columns.append(Column(name + (f" [{','.join(marks)}]" if marks else "")))
+    for index, category in enumerate(categories):
         best = _best([row.mean(metric, category) for row in rows if not row.chosen_on_test])
         cells = [Cell(category or "mean")]
-        for row, name in zip(rows, names, strict=True):
-            comparison = published.compare(row.first, [metric], category) if reported else None
-            cells.append(_metric_cell(row, metric, category, best, comparison, notes))
+        for row, name, column, common in zip(rows, names, comparisons, commons, strict=True):
+            comparison = column[index]
+            cells.append(_metric_cell(row, metric, category, best, None if common else comparison, notes))
             value = {"metric": metric, "category": category or "mean", "value": row.mean(metric, category)}
             data = _row_data(family, row, name) | value | {"sd": row.sd(metric, category)}
             if comparison is not None:
@@ -154,7 +160,17 @@ def _metric_cell(
     if metric in comparison.values:
         value = comparison.values[metric]
         return Cell(text, second=f"{100 * value:.2f} ({100 * (mean - value):+.2f})", best=is_best)
-    return Cell(text, (notes.mark(f"no published value shown: {comparison.reasons[metric]}"),), second=MISSING, best=is_best)
+    mark = notes.mark(f"no published value shown: {comparison.reasons[metric]}")
+    return Cell(text, (mark,), second=MISSING, best=is_best)
+
+
+def _common_reason(comparisons: Sequence[published.Comparison | None]) -> str:
+    """One footnote for a whole row or column, where nothing is shown beside any of its cells for the same reason; else ""."""
+    known = [comparison for comparison in comparisons if comparison is not None]
+    reasons = {reason for comparison in known for reason in comparison.reasons.values()}
+    if len(reasons) != 1 or any(comparison.values for comparison in known):
+        return ""
+    return f"no published value shown: {reasons.pop()}"
 
 
 def _undefined(row: Row, metric: str, category: str | None) -> str:

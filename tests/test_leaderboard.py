@@ -331,3 +331,11 @@ def test_why_no_value_is_shown_stands_under_the_table():
     assert any("published with mask rule gt0, measured with gt05" in text for _, text in table.footnotes)
     (table, *_) = build_tables([made], by="category", metrics=["i_auroc"], reported=True)
     assert table.rows[-1][1].second == "95.00 (+1.00)" and table.rows[0][1].second == "-"
+
+
+def test_one_reason_for_a_whole_row_is_said_once():
+    (table,) = build_tables([record(0.96, marks=["random weights"])], reported=True)
+    assert table.rows[0][0].marks == ("1", "2") and not any(cell.marks or cell.second for cell in table.rows[0][1:])
+    assert table.footnotes[1][1] == "no published value shown: no published number for this method, data set and setting"
+    (table,) = build_tables([record(0.96)], by="category", metrics=["aupro"], reported=True)
+    assert table.columns[1].title == "inp_former [1]" and not any(row[1].marks for row in table.rows)
