@@ -62,8 +62,8 @@ class Comparison:
         """Matches of a pattern with the whole name of each array."""
         return [match for name in self.case.arrays if (match := re.fullmatch(pattern, name))]
 
-    def check(self, name: str, actual: Any, tolerance: float) -> None:
-        """Compare the array `name` with the same part of `actual`, and its `__stat` where there is one."""
+    def check(self, name: str, actual: Any, tolerance: float, stat_of: Any = None) -> None:
+        """Compare the array `name` with the same part of `actual`, and its `__stat` (of `stat_of`, by default `actual`)."""
         self._seen.add(name)
         info = self.case.config["arrays"][name]
         text = info.get("slice", "full")
@@ -77,7 +77,7 @@ class Comparison:
         close(name, part.reshape(expected.shape) if part.size == expected.size else part, expected, tolerance)
         stat = f"{name}__stat"
         if stat in self.case.arrays:
-            self._check_stat(stat, full, tolerance)
+            self._check_stat(stat, full if stat_of is None else array(stat_of), tolerance)
 
     def check_if_present(self, name: str, actual: Any, tolerance: float) -> None:
         """`check` where the case has the array."""
