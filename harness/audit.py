@@ -2,7 +2,7 @@
 
 Every image and mask is read whole. Found are: unreadable files, missing, empty and stray masks, masks of another size, unusual
 modes (with how they are read), the same bytes twice, and counts that differ from the published ones. `ok` is False where any
-finding is an error: a benchmark number would be computed from other data than the user thinks.
+finding is an error (a number would be computed from other data than the user thinks), and in strict mode for warnings, too.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class AuditReport:
 
     @property
     def ok(self) -> bool:
-        """No finding is an error."""
-        return not self.errors
+        """No finding is an error; in strict mode, there is no finding."""
+        return not (self.findings if self.strict else self.errors)
 
     @property
     def summary(self) -> str:
@@ -92,7 +92,7 @@ def audit(
 ) -> AuditReport:
     """Read everything and report everything; a root of another layout raises `DataError`.
 
-    strict: kept in the report; findings are collected all the same, so that one run shows all of them (`stop` has the error).
+    strict: warnings make the report not ok. Findings are collected all the same, so that one run shows all of them.
     progress: called with (done, total) samples.
     """
     manifest = open_manifest(info, params, root, strict=False)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 USUAL_MODES = frozenset({"L", "RGB"})
+# Contents that are read, whatever the extension says; PIL knows others that run programs (EPS) or hold no pixels.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "PPM", "GIF", "JPEG2000")
 READ_AS = {  # how an unusual mode is read, for the audit
     "1": "0 and 255, copied to three channels",
     "P": "its palette looked up",
@@ -73,7 +75,7 @@ def open_image(file: Path, name: str = "", data: bytes | None = None) -> Image.I
     name = name or str(file)
     try:
         image: Image.Image
-        with Image.open(file if data is None else io.BytesIO(data)) as image:
+        with Image.open(file if data is None else io.BytesIO(data), formats=FORMATS) as image:
             image.load()  # Image.open alone does not notice a truncated file
         return image
     except OSError as error:
@@ -116,7 +118,7 @@ def read_image(file: Path, name: str = "") -> Image.Image:
 def image_size(file: Path, name: str = "") -> Size:
     """(height, width) from the header alone."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return image.height, image.width
     except Exception as error:  # as in open_image
         raise UnreadableError(name or str(file), str(error)) from error

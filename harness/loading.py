@@ -155,8 +155,7 @@ def test_batches(
             f"{manifest.info.name} in {manifest.root}: category {category} has no readable test image.",
             f"Type: bench data verify {manifest.info.name} --data-root {manifest.root}, or leave it out with --categories.",
         )
-    masked = [s for _, s in group if s.label == 1 and s.mask is not None]
-    truth = _open_truth(manifest, masked, preprocess, scoring, cache)
+    truth = _open_truth(manifest, [s for _, s in group], preprocess, scoring, cache)
     normalise = Normaliser(preprocess, device, dtype)
     batches = [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
 
@@ -178,6 +177,30 @@ def test_batches(
                 torch.tensor(known),
                 [i for i, _ in batch],
             )
+
+
+def prepare(
+    manifest: Manifest,
+    categories: Sequence[str],
+    preprocess: Preprocess,
+    scoring: Scoring,
+    *,
+    cache: bool = True,
+    progress: Progress | None = None,
+) -> None:
+    """Decode everything a run will need before it begins: a broken test image is found now, not after hours of training.
+
+    What was decoded earlier is not decoded again, but its findings are noted again, so that a resumed run knows them too.
+    Raises as `TrainingImages` and `test_batches` do for broken files.
+    """
+    check_preprocess(preprocess)
+    for category in categories:
+        train = [s for s in manifest.samples if s.category == category and s.split == "train" and s.label == 0]
+        test = [s for s in manifest.samples if s.category == category and s.split == "test" and s.label >= 0]
+        if train:
+            open_pixels(manifest, train, preprocess, cache=cache, progress=progress)
+        rows = open_pixels(manifest, test, preprocess, cache=cache, progress=progress)
+        _open_truth(manifest, [s for s in test if s.image in rows.position], preprocess, scoring, cache)
 
 
 def stored_mask(manifest: Manifest, sample: Sample) -> Mask:
@@ -209,14 +232,13 @@ def _decode_truth(manifest: Manifest, preprocess: Preprocess, scoring: Scoring) 
 
 
 def _open_truth(manifest: Manifest, samples: Sequence[Sample], preprocess: Preprocess, scoring: Scoring, cache: bool) -> Rows:
-    """Packed ground truth of the samples that have a mask; an unreadable mask has no row."""
+    """Packed ground truth of the anomalous samples that have a mask; an unreadable mask has no row."""
     geometry = asdict(preprocess)
     shape = (-(-scoring.metric_size[0] * scoring.metric_size[1] // 8),)
     what = {"rows": "mask", **{key: geometry[key] for key in ("resize", "crop", "shorter_side")}, "scoring": asdict(scoring)}
     decode = _decode_truth(manifest, preprocess, scoring)
-    if not samples:
-        return Rows(shape, {}, None, decode)
-    return open_rows(manifest, samples, decode, shape, what, cache=cache)
+    masked = [sample for sample in samples if sample.label == 1 and sample.mask is not None]
+    return open_rows(manifest, masked, decode, shape, what, cache=cache) if masked else Rows(shape, {}, None, decode)
 
 
 def _read_truth(truth: Rows, samples: Sequence[Sample], size: Size) -> NDArray[np.bool_]:

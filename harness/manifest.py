@@ -7,6 +7,7 @@ name, version and parameters of the set and, for each image, everything listed a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -43,8 +44,9 @@ class Manifest:
     files: dict[str, FileFact]  # of every image and mask
     sha256: str
     found: list[Finding] = field(default_factory=list)  # grows in lenient mode, when an image turns out to be broken
+    opened: dict[str, Any] = field(default_factory=dict)  # decoded rows by their key: nothing is checked twice in one process
 
-    @property
+    @functools.cached_property
     def categories(self) -> tuple[str, ...]:
         """Categories present, in the official order."""
         return tuple(dict.fromkeys(sample.category for sample in self.samples))
@@ -86,7 +88,7 @@ class Manifest:
 
     def _with(self, samples: Sequence[Sample], found: Iterable[Finding]) -> Manifest:
         digest = _hash(self.info, self.params, samples, self.files)
-        return replace(self, samples=tuple(samples), sha256=digest, found=list(found))
+        return replace(self, samples=tuple(samples), sha256=digest, found=list(found), opened={})
 
 
 def open_manifest(

@@ -102,14 +102,30 @@ def open_rows(
     what: plain data that says how rows are made; a part of the file's name.
     cache: False decodes once now, to find what is broken, and then at each access.
     """
-    if not cache:
+    key = _key(manifest, samples, what)
+    memo = f"{key}-{cache}"
+    if memo not in manifest.opened:
+        manifest.opened[memo] = _open(manifest, samples, decode, shape, key if cache else None, progress)
+    rows: Rows = manifest.opened[memo]
+    return rows
+
+
+def _open(
+    manifest: Manifest,
+    samples: Sequence[Sample],
+    decode: Decode,
+    shape: tuple[int, ...],
+    key: str | None,
+    progress: Progress | None,
+) -> Rows:
+    if key is None:
         kept = []
         for sample, (row, noticed) in _decoded(samples, decode, progress):
             for finding in noticed:
                 manifest.note(finding)
             kept += [sample.image] if row is not None else []
         return Rows(shape, {image: i for i, image in enumerate(kept)}, None, decode)
-    path = cache_folder() / "pixels" / f"{_key(manifest, samples, what)}.u8"
+    path = cache_folder() / "pixels" / f"{key}.u8"
     data = _load(path, shape)
     if data is None:
         with claim(path.with_suffix(".lock"), wait=True):

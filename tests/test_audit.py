@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +46,13 @@ def test_every_nasty_file_is_named(tmp_path: Path) -> None:
         assert set(entry) == {"file", "status", "severity", "message"} and entry["message"]
 
 
+def test_strict_is_not_ok_with_warnings(tmp_path: Path) -> None:
+    trees.mvtec(tmp_path, ("a",))
+    trees.save(trees.spot(), tmp_path / "a/ground_truth/hole/stray.png")
+    assert audited(FOLDER, tmp_path).ok and audited(FOLDER, tmp_path).stop() is None
+    assert not audited(FOLDER, tmp_path, strict=True).ok
+
+
 def test_counts_are_compared_with_the_published(tmp_path: Path) -> None:
     report = audited(MVTEC_AD, trees.mvtec(tmp_path, ("carpet",)))
     assert {f.file for f in report.findings if f.status == "missing_category"} == set(COUNTS) - {"carpet"}
@@ -57,7 +63,7 @@ def test_counts_are_compared_with_the_published(tmp_path: Path) -> None:
 
 def test_published_counts_follow_the_parameters(tmp_path: Path) -> None:
     trees.visa_raw(tmp_path, ("candle",))
-    os.rename(tmp_path / "split_csv/1cls.csv", tmp_path / "split_csv/2cls_highshot.csv")
+    (tmp_path / "split_csv/1cls.csv").rename(tmp_path / "split_csv/2cls_highshot.csv")
     report = audited(VISA, tmp_path, split="2cls_highshot")
     assert report.published["candle"] == Counts(660, 400, 40)
     assert report.sizes["candle"] == {"24x20": 7}

@@ -192,6 +192,22 @@ def test_strict_stops_and_lenient_leaves_out(root: Path, caplog: pytest.LogCaptu
         training(opened(MVTEC_AD, root))
 
 
+@pytest.mark.parametrize("cached", [True, False])
+def test_prepare_finds_broken_test_files_before_training(root: Path, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "carpet/test/hole/001.png").write_text("no image")
+    (root / "carpet/ground_truth/hole/000_mask.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"carpet/test/hole/001\.png"):
+        loading.prepare(opened(MVTEC_AD, root), ["bottle", "carpet"], SMALL, Scoring(), cache=cached)
+    loading.prepare(opened(MVTEC_AD, root), ["bottle"], SMALL, Scoring(), cache=cached)
+    for _ in range(2):  # the second time from the cache: a resumed run knows the findings of categories it tested before
+        manifest = opened(MVTEC_AD, root, strict=False)
+        loading.prepare(manifest, manifest.categories, SMALL, Scoring(), cache=cached)
+        assert [f.status for f in manifest.findings] == ["unreadable", "unreadable_mask"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "read_mask", lambda *_: pytest.fail("decoded again"))
+        loading.prepare(manifest, manifest.categories, SMALL, Scoring(), cache=cached)
+
+
 def test_a_category_without_images_is_named(root: Path) -> None:
     for path in (root / "carpet/train/good").iterdir():
         path.write_bytes(b"")

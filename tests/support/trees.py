@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -178,7 +177,7 @@ def nasty(root: Path) -> Path:
     truncated(picture(541, (200, 200)), test / "cut.jpg", "JPEG")
     (hole / "zero.jpg").write_bytes(b"")
     save(spot(), truth / "zero_mask.png")
-    os.symlink("nowhere.png", good / "link.png")
+    (good / "link.png").symlink_to("nowhere.png")
     # no images at all
     (good / "._000.png").write_bytes(b"\0\5\x16\7")
     (good / ".hidden.png").write_bytes(b"")
@@ -219,7 +218,7 @@ def nasty(root: Path) -> Path:
     (root / "hollow" / "train" / "good").mkdir(parents=True)
     (root / ".git").mkdir()
     (root / "notes.txt").write_text("x")
-    os.symlink(root, root / "loop")
+    (root / "loop").symlink_to(root)
     return root
 
 
