@@ -178,7 +178,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if not found and isinstance(content, Mapping):
             found = _tensors(content.get(key))
     if not found:
-        described = f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        described = (
+            f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        )
         raise WeightsError(f"{path} holds no named tensors, found {described}.", "Give a state dict, or a checkpoint with one.")
     broken = [key for key, value in found.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if broken:

@@ -113,7 +113,7 @@ class _CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def project(self, queries: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, heads, N, d) of the queries, k and v (B, heads, M, d) of the source."""
+        """Q (B, heads, N, d) of the queries, k and v (B, heads, M, d) of the source."""
         k, v = split_heads(self.kv(source), 2, self.heads)
         return split_heads(self.q(queries), 1, self.heads)[0], k, v
 
@@ -122,7 +122,7 @@ class SoftmaxCrossAttention(_CrossAttention):
     """Scaled dot-product attention from queries to a source."""
 
     def forward(self, queries: Tensor, source: Tensor) -> Tensor:
-        """queries (B, M, D), source (B, N, D) -> (B, M, D)."""
+        """Queries (B, M, D), source (B, N, D) -> (B, M, D)."""
         q, k, v = self.project(queries, source)
         output: Tensor = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
         return output
@@ -136,7 +136,7 @@ class ReluCosineAttention(_CrossAttention):
         self.learn_scale = nn.Parameter(torch.ones(heads, 1, 1))
 
     def forward(self, queries: Tensor, source: Tensor) -> Tensor:
-        """queries (B, N, D), source (B, M, D) -> (B, N, D)."""
+        """Queries (B, N, D), source (B, M, D) -> (B, N, D)."""
         return self.attend(queries, source)[0]
 
     def attend(self, queries: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

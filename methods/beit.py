@@ -49,7 +49,7 @@ class BeitEncoder(nn.Module):
         return self.entry.grid(size)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """images (B, 3, 224, 224) -> (B, 1 + h * w, D)."""
+        """Images (B, 3, 224, 224) -> (B, 1 + h * w, D)."""
         self.grid((images.shape[-2], images.shape[-1]))
         return torch.cat((self.cls_token.expand(images.shape[0], -1, -1), self.patch_embed(images)), dim=1)
 

@@ -63,7 +63,7 @@ class CrossAttentionBlock(nn.Module):
         self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        """x (B, N, D), source (B, M, D) -> (B, N, D)."""
+        """X (B, N, D), source (B, M, D) -> (B, N, D)."""
         y = self.attn(self.norm1(x), self.norm1(source))
         if self.residual:
             y = x + y

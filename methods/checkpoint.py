@@ -42,7 +42,9 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
         if key in state and value.shape != state[key].shape
     ]
     if missing or unexpected or shaped:
-        reasons = "; ".join(filter(None, (_first("missing", missing), _first("unexpected", unexpected), _first("mis-shaped", shaped))))
+        reasons = "; ".join(
+            filter(None, (_first("missing", missing), _first("unexpected", unexpected), _first("mis-shaped", shaped)))
+        )
         expected, found = _width(own), _width(state)
         hint = "Give the weights of the same architecture and parameters."
         if expected and found and expected != found:

@@ -72,7 +72,14 @@ def _vit(name: str, file: str, url: str, timm: str, native: int = 224, **changes
         **changes,
     }
     return EncoderEntry(
-        name=name, dim=dim, depth=depth, heads=heads, patch=int(patch), native=native, target_layers=layers, **fields  # type: ignore[arg-type]
+        name=name,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        patch=int(patch),
+        native=native,
+        target_layers=layers,
+        **fields,  # type: ignore[arg-type]
     )
 
 
@@ -125,7 +132,11 @@ def _mae(arch: str) -> EncoderEntry:
 def _ibot(arch: str) -> EncoderEntry:
     # The three published files have the same name; the folder tells them apart.
     return _vit(
-        f"ibot_vit_{arch}_16", f"vit{arch[0]}_16_rand_mask/checkpoint_teacher.pth", "", "", dropped=("head.", "masked_embed", "mask_token")
+        f"ibot_vit_{arch}_16",
+        f"vit{arch[0]}_16_rand_mask/checkpoint_teacher.pth",
+        "",
+        "",
+        dropped=("head.", "masked_embed", "mask_token"),
     )
 
 
@@ -179,5 +190,7 @@ ENCODERS: dict[str, EncoderEntry] = {
 def get_encoder(name: str) -> EncoderEntry:
     """The entry of this name; unknown names raise `UsageError` with the closest known ones."""
     if name not in ENCODERS:
-        raise UsageError(f"Unknown encoder '{name}'. {did_you_mean(name, ENCODERS)}", "Type for example: --encoder dinov2reg_vit_base_14")
+        raise UsageError(
+            f"Unknown encoder '{name}'. {did_you_mean(name, ENCODERS)}", "Type for example: --encoder dinov2reg_vit_base_14"
+        )
     return ENCODERS[name]

@@ -96,7 +96,7 @@ class ReconstructionMethod:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Features:
-        """images (B, 3, H, W) -> the frozen features of each."""
+        """Images (B, 3, H, W) -> the frozen features of each."""
         with self._autocast():
             layers = self.encoder.layers(images, self.params.layers)
         layers = [layer.to(self.ctx.dtype) for layer in layers]
@@ -114,7 +114,7 @@ class ReconstructionMethod:
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
-        """images (B, 3, H, W) -> the mean of the groups' maps on the token grid (B, h, w)."""
+        """Images (B, 3, H, W) -> the mean of the groups' maps on the token grid (B, h, w)."""
         self.network.eval()
         output = self.decode(self.encode(images))
         return Prediction(mean_of(self.distances(output))[:, 0])

@@ -28,7 +28,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> (B, h * w, D)."""
+        """Images (B, 3, H, W) -> (B, h * w, D)."""
         tokens: Tensor = self.proj(images).flatten(2).transpose(1, 2)
         return tokens
 
@@ -74,7 +74,7 @@ class VisionTransformer(nn.Module):
         return resize_position(self.pos_embed, grid, self.entry.position_float32)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> the input of the first block (B, prefix + h * w, D)."""
+        """Images (B, 3, H, W) -> the input of the first block (B, prefix + h * w, D)."""
         grid = self.grid((images.shape[-2], images.shape[-1]))
         batch = images.shape[0]
         tokens = torch.cat((self.cls_token.expand(batch, -1, -1), self.patch_embed(images)), dim=1) + self.position(grid)

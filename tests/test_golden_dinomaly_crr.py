@@ -1,4 +1,4 @@
-"""Golden numbers of Dinomaly (and, in a later issue, CRR): every case of the folder, dispatched by its kind; an unknown kind fails."""
+"""Golden numbers of Dinomaly (CRR: a later issue): every case of the folder, dispatched by its kind; an unknown kind fails."""
 
 from __future__ import annotations
 

@@ -26,7 +26,14 @@ class DinomalyNetwork(nn.Module):
     """See the module docstring. attention: a name of `SELF_ATTENTIONS`."""
 
     def __init__(
-        self, dim: int, heads: int, depth: int, groups: Groups, dropout: float, attention: str = "linear", attention_eps: float = 0.0
+        self,
+        dim: int,
+        heads: int,
+        depth: int,
+        groups: Groups,
+        dropout: float,
+        attention: str = "linear",
+        attention_eps: float = 0.0,
     ) -> None:
         super().__init__()
         self.groups = groups

@@ -20,7 +20,7 @@ COUNT = 1 + len(ANGLES) + len(SHIFTS) + 2 + 3
 
 
 def _sample(image: Tensor, affine: tuple[tuple[float, float, float], tuple[float, float, float]]) -> Tensor:
-    """image (3, H, W) read at the points that a 2 x 3 matrix gives, in normalised pixel-centre coordinates."""
+    """Image (3, H, W) read at the points that a 2 x 3 matrix gives, in normalised pixel-centre coordinates."""
     theta = torch.tensor([affine], dtype=torch.float32, device=image.device)
     grid = F.affine_grid(theta, [1, *image.shape], align_corners=False)
     sampled = F.grid_sample(image[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False)

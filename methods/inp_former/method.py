@@ -39,7 +39,7 @@ class InpFormer(ReconstructionMethod):
         return self.reconstruction_loss(inp_output) + self.params.gather_weight * inp_output.coherence
 
     def zero_shot_map(self, images: Tensor) -> Tensor:
-        """images (B, 3, H, W) -> the distance of each token to its nearest prototype (B, h, w); nothing is reconstructed."""
+        """Images (B, 3, H, W) -> the distance of each token to its nearest prototype (B, h, w); nothing is reconstructed."""
         with torch.no_grad():
             output = cast(InpFormerOutput, self.decode(self.encode(images)))
         height, width = output.targets[0].shape[-2:]

@@ -48,7 +48,7 @@ class InpFormerNetwork(nn.Module):
         initialise((self.bottleneck, self.decoder, self.aggregation))
 
     def extract(self, tokens: Tensor) -> Tensor:
-        """tokens (B, N, D) -> prototypes (B, M, D)."""
+        """Tokens (B, N, D) -> prototypes (B, M, D)."""
         prototypes = self.prototype_token.expand(tokens.shape[0], -1, -1)
         for block in self.aggregation:
             prototypes = block(prototypes, tokens)

@@ -14,7 +14,7 @@ import golden
 import numpy as np
 import torch
 from golden import Case
-from golden_arrays import Comparison, close
+from golden_arrays import Comparison
 from golden_models import MODEL, SMOOTHED, context, formula_encoder, load_formula, outputs_of
 from torch import Tensor, nn
 
@@ -155,7 +155,7 @@ def check_training(case: Case) -> None:
         ctx=method.ctx,
     )
     method.network.train()
-    _run(compare, method, trainer, outputs, gradients, config)
+    _run(compare, method, trainer, outputs, gradients)
     method.network.eval()
     amap = method.predict(_images(config)[:2]).amap
     compare.check_if_present("amap_after", enlarge(amap, (config["size"], config["size"]))[:, None], MODEL)
@@ -172,7 +172,8 @@ def _register(network: nn.Module) -> dict[str, list[Tensor]]:
     return found
 
 
-def _run(compare: Comparison, method: Dinomaly, trainer: Trainer, outputs: list[Any], gradients: Any, config: dict[str, Any]) -> None:
+def _run(compare: Comparison, method: Dinomaly, trainer: Trainer, outputs: list[Any], gradients: dict[str, Any]) -> None:
+    config = compare.case.config["config"]
     order, steps = config["trainable_param_order"], range(config["steps"])
     parameters = dict(method.network.named_parameters())
     assert set(order) == set(parameters)
@@ -348,9 +349,7 @@ def check_other_losses(case: Case) -> None:
     targets = normals[0::2]
     for match in compare.arrays_named(r"((?:[a-z]+_)*?[a-z]+?)(-?[0-9.]+)?_loss"):
         loss = _other_loss(match.group(1), float(match.group(2) or 0.0))
-        fresh = [
-            (a + float(noise.group(1)) * e).requires_grad_() for a, e in zip(targets, normals[1::2], strict=True)
-        ]
+        fresh = [(a + float(noise.group(1)) * e).requires_grad_() for a, e in zip(targets, normals[1::2], strict=True)]
         value = loss(targets, [output * 1.0 for output in fresh])  # the hook belongs on a tensor of the graph
         value.backward()
         name = match.group().removesuffix("_loss")
@@ -365,7 +364,8 @@ def check_optimiser(case: Case) -> None:
     config, compare = case.config["config"], Comparison(case)
     seed, shapes = config["seed"], config["shapes"]
     tensors = [
-        torch.from_numpy(np.random.RandomState(seed + j).standard_normal(tuple(shape))).requires_grad_() for j, shape in enumerate(shapes)
+        torch.from_numpy(np.random.RandomState(seed + j).standard_normal(tuple(shape))).requires_grad_()
+        for j, shape in enumerate(shapes)
     ]
     options = {key: config[key] for key in ("eps", "weight_decay", "amsgrad", "clip_threshold")}
     optimiser = StableAdamW(tensors, lr=0.0, betas=tuple(config["betas"]), **options)
