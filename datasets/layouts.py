@@ -122,4 +122,7 @@ def _report_stray_masks(
                 report(Finding(path, "mask_without_image", "no test image has this stem"))
     for name in folders(tree.root / truth):
         if name not in found and any(images(tree.root, join(truth, name), lambda finding: None)):
-            report(Finding(join(truth, name), "mask_without_image", f"a folder of masks without a folder test/{name} of defects"))
+            if name.lower() in tree.normal:
+                report(Finding(join(truth, name), "ignored", "masks of normal images are not used"))
+            else:
+                report(Finding(join(truth, name), "mask_without_image", f"there is no folder test/{name} for these masks"))

@@ -53,9 +53,22 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
         return False
 
 
+def _is_text(name: str) -> bool:
+    """Whether the name is valid Unicode; other names cannot be written into a record."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _shown(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def folders(path: Path) -> list[str]:
-    """Names of the visible sub-folders, sorted."""
-    return [entry.name for entry in _entries(path) if not entry.name.startswith(".") and _is(entry, "folder")]
+    """Names of the visible sub-folders, sorted. Raises `DataError` for a name that is no text."""
+    names = [entry.name for entry in _entries(path) if not entry.name.startswith(".") and _is(entry, "folder")]
+    for name in names:
+        if not _is_text(name):
+            raise DataError(f"The folder name {_shown(name)} in {path} is not valid Unicode.", "Rename the folder.")
+    return names
 
 
 def images(root: Path, folder: str, report: Report, unreadable: str = "unreadable") -> list[str]:
@@ -67,7 +80,9 @@ def images(root: Path, folder: str, report: Report, unreadable: str = "unreadabl
     for entry in _entries(root / folder):
         if not is_image_name(entry.name):
             continue
-        if _is(entry, "file"):
+        if not _is_text(entry.name):
+            report(Finding(join(folder, _shown(entry.name)), unreadable, "the file name is not valid Unicode: rename the file"))
+        elif _is(entry, "file"):
             names.append(entry.name)
         elif _is(entry, "folder"):
             report(Finding(join(folder, entry.name), "ignored", "a folder with the name of an image file"))
@@ -98,19 +113,21 @@ class Listing:
 
     def _folder(self, folder: str) -> tuple[set[str], dict[tuple[str, str], str]]:
         if folder not in self._folders:
-            names = {entry.name for entry in _entries(self._root / folder) if _is(entry, "file")}
-            by_extension = {(PurePosixPath(n).stem, PurePosixPath(n).suffix.lower()): n for n in sorted(names, reverse=True)}
+            names = {entry.name for entry in _entries(self._root / folder) if _is(entry, "file") and _is_text(entry.name)}
+            by_extension = {(stem_key(n), PurePosixPath(n).suffix.lower()): n for n in sorted(names, reverse=True)}
             self._folders[folder] = (names, by_extension)
         return self._folders[folder]
 
     def find(self, path: str) -> str | None:
-        """The path as it is on disk, or None. An extension in another case (`.JPG` listed, `.jpg` on disk) is the same file."""
+        """The path as it is on disk, or None. An extension in another case (`.JPG` listed, `.jpg` on disk) is the same file,
+        and so is another Unicode form of the name.
+        """
         pure = PurePosixPath(path)
         folder = "" if str(pure.parent) == "." else str(pure.parent)
         names, by_extension = self._folder(folder)
         if pure.name in names:
             return join(folder, pure.name)
-        name = by_extension.get((pure.stem, pure.suffix.lower()))
+        name = by_extension.get((stem_key(pure.name), pure.suffix.lower()))
         return join(folder, name) if name else None
 
     def is_folder(self, path: str) -> bool:

@@ -104,7 +104,8 @@ def _scan_raw(root: Path, base: str, split: str, report: Report) -> list[Sample]
     listing, seen = Listing(root), set[str]()
     samples: dict[str, list[Sample]] = {}
     rows = _read_rows(root / table, table)
-    absent = {name for name in {row["object"] for _, row in rows} if name and not (root / base / name).is_dir()}
+    objects = {row["object"] for _, row in rows if not path_problem(row["object"])}
+    absent = {name for name in objects if not (root / base / name).is_dir()}
     for name in in_order(absent, CATEGORIES):
         report(Finding(join(base, name), "missing_category", f"{table} lists it, the folder is not there"))
     for line, row in rows:
@@ -128,7 +129,13 @@ def _scan_raw(root: Path, base: str, split: str, report: Report) -> list[Sample]
 
 def _raw_sample(where: str, base: str, row: dict[str, str], listing: Listing, report: Report) -> Sample | None:
     """One row as a sample, or None after a report."""
-    if not row["object"] or row["split"] not in SPLITS or row["label"] not in ("normal", "anomaly"):
+    if (
+        not row["object"]
+        or "/" in row["object"]
+        or path_problem(row["object"])
+        or row["split"] not in SPLITS
+        or row["label"] not in ("normal", "anomaly")
+    ):
         report(Finding(where.rpartition(":")[0], "bad_entry", f"{where}: object, split or label is not of the schema: {row}"))
         return None
     for column in ("image", "mask"):

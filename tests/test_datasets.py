@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,28 @@ def test_suffixed_mask_wins_and_unicode_forms_are_one(tmp_path: Path) -> None:
     assert [f.status for f in found] == ["mask_without_image"]
 
 
+def test_masks_of_normal_images_and_of_absent_defects(tmp_path: Path) -> None:
+    trees.mvtec(tmp_path, ("carpet",))
+    trees.save(trees.spot(), tmp_path / "carpet/ground_truth/good/000_mask.png")
+    trees.save(trees.spot(), tmp_path / "carpet/ground_truth/color/000_mask.png")
+    _, found = scan(mvtec.MVTEC_AD, tmp_path)
+    assert {(f.file, f.status) for f in found} == {
+        ("carpet/ground_truth/good", "ignored"), ("carpet/ground_truth/color", "mask_without_image"),
+    }  # fmt: skip
+
+
+def test_names_that_are_no_text_are_reported(tmp_path: Path) -> None:
+    trees.mvtec(tmp_path, ("a",))
+    path = os.fsencode(tmp_path / "a/train/good") + b"/bad\xff.png"
+    with open(path, "wb") as file:  # noqa: PTH123 (bytes)
+        file.write(b"x")
+    samples, found = scan(folder.FOLDER, tmp_path)
+    assert len(samples) == 8 and [(f.file, f.status) for f in found] == [("a/train/good/bad\\udcff.png", "unreadable")]
+    os.mkdir(os.fsencode(tmp_path / "a/test") + b"/\xfe")  # noqa: PTH102
+    with pytest.raises(DataError, match="not valid Unicode"):
+        scan(folder.FOLDER, tmp_path)
+
+
 def test_nasty_tree_is_scanned_without_a_hang(tmp_path: Path) -> None:
     samples, found = scan(folder.FOLDER, trees.nasty(tmp_path))
     assert {s.category for s in samples} == {"part"}
@@ -213,6 +236,8 @@ def test_visa_bad_rows_are_reported_one_by_one(tmp_path: Path) -> None:
             f"candle,test,anomaly,{image},",
             f"candle,test,anomaly,{image},",
             "candle,test,normal,candle/Data/Images/Normal/999.JPG,",
+            "../candle,test,normal,candle/Data/Images/Normal/001.JPG,",
+            "candle/Data,test,normal,candle/Data/Images/Normal/001.JPG,",
             "candle,valid,normal,candle/Data/Images/Normal/001.JPG,",
             "candle,test,strange,candle/Data/Images/Normal/001.JPG,",
             "candle,test",
@@ -225,7 +250,7 @@ def test_visa_bad_rows_are_reported_one_by_one(tmp_path: Path) -> None:
     assert [s.image.rpartition("/")[2] for s in samples] == ["000.JPG", "000.JPG", "002.JPG"]
     assert [f.status for f in found] == [
         "missing_category", "bad_path", "bad_path", "bad_path", "missing_mask", "missing_mask", "bad_entry",
-        "missing_image", "bad_entry", "bad_entry", "bad_entry",
+        "missing_image", "bad_entry", "bad_entry", "bad_entry", "bad_entry", "bad_entry",
     ]  # fmt: skip
 
 

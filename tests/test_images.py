@@ -124,8 +124,10 @@ def test_broken_files_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 1, 0, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 1, 0, 0, 0, 0), b"IDAT" + zlib.compress(b"\0"))
+    bomb = b"\x89PNG\r\n\x1a\n"
+    for chunk in chunks:
+        bomb += struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     (tmp_path / "bomb.png").write_bytes(bomb)
     with pytest.raises(UnreadableError, match="DecompressionBomb"):
         read_image(tmp_path / "bomb.png")
