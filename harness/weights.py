@@ -82,7 +82,7 @@ class WeightStore:
         return read_tensors(self.find(spec))
 
     def hash_file(self, path: str | Path) -> str:
-        """The identity `sha256:...` of any weight file, such as an official checkpoint; raises `WeightsError` where there is none."""
+        """The identity `sha256:...` of any weight file, such as an official checkpoint; `WeightsError` where there is none."""
         return f"sha256:{file_sha256(_existing(path))}"
 
     def read_file(self, path: str | Path) -> dict[str, Tensor]:

@@ -48,7 +48,10 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
         expected, found = _width(own), _width(state)
         hint = "Give the weights of the same architecture and parameters."
         if expected and found and expected != found:
-            arch = {384: "small", 768: "base", 1024: "large"}
-            hint = f"The file is of an encoder of width {found} ({arch.get(found, 'unknown')}), asked for is {expected} ({arch.get(expected, 'unknown')})."
+            arch = {384: " (small)", 768: " (base)", 1024: " (large)"}
+            hint = (
+                f"The file is of an encoder of width {found}{arch.get(found, '')}, "
+                f"this one has {expected}{arch.get(expected, '')}: choose the other --encoder."
+            )
         raise WeightsError(f"The weights do not fit {what}: {reasons}.", hint)
     module.load_state_dict(state, strict=True)

@@ -43,7 +43,7 @@ class EncoderEntry:
     dropped: tuple[str, ...] = ()  # beginnings of official keys that are no part of the encoder
 
     def grid(self, size: Size) -> Size:
-        """(h, w) of the token grid; sides that are no multiple of the patch, or that the encoder cannot take, raise `UsageError`."""
+        """(h, w) of the token grid; sides that are no multiple of the patch, or that do not work, raise `UsageError`."""
         height, width = size
         if height < self.patch or width < self.patch or height % self.patch or width % self.patch:
             raise UsageError(
@@ -52,7 +52,7 @@ class EncoderEntry:
             )
         if self.kind == "beit" and size != (self.native, self.native):
             raise UsageError(
-                f"Encoder {self.name} has a fixed relative-position table: only {self.native}x{self.native} works, found {height}x{width}.",
+                f"Encoder {self.name} works at {self.native}x{self.native} only (fixed positions), found {height}x{width}.",
                 f"Type: --set METHOD.crop_size={self.native} --set METHOD.input_size=256",
             )
         return height // self.patch, width // self.patch

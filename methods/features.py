@@ -1,7 +1,7 @@
 """Frozen features of the training images, computed once where they fit into memory.
 
-The encoder is frozen and the input pipeline has no random part, so that an image's features never change. They are computed in index
-order in fixed batches (a resumed run gets the same bits) and kept on the host as they are: float32 stays float32.
+The encoder is frozen and the input pipeline has no random part, so that an image's features never change. They are computed in
+index order in fixed batches (a resumed run gets the same bits) and kept on the host as they are: float32 stays float32.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cosine losses between grouped maps a (encoder, no gradient) and b (decoder), and their gradient hooks.
 
-global: 1 - cos of one flat vector an image, mean over the batch, mean over the groups. The mining lies in the gradient only: a hook on
-b multiplies the gradient that arrives there by a weight a point; the value of the loss does not change.
+global: 1 - cos of one flat vector an image, mean over the batch, mean over the groups. The mining lies in the gradient only: a
+hook on b multiplies the gradient that arrives there by a weight a point; the value of the loss does not change.
     soft mining (INP-Former):         w = (d / mean d)^power, d = 1 - cos over channels, mean over the batch
     hard mining by share (Dinomaly):  w = factor where d < the k-th largest of the batch, k = int(numel * (1 - share)), else 1
 """
@@ -81,9 +81,9 @@ Reduction = Literal["mean", "sum"]  # over the groups
 def mined_global_cosine(
     targets: Sequence[Tensor], outputs: Sequence[Tensor], weight: PointWeight | None = None, over_groups: Reduction = "mean"
 ) -> Tensor:
-    """The global cosine loss of pairs of maps (B, D, h, w), averaged over groups (the originals sum where they use `threshold_weight`
-    or `focal_weight`).
+    """The global cosine loss of pairs of maps (B, D, h, w), averaged over groups.
 
+    over_groups: the originals sum where they use `threshold_weight` or `focal_weight`.
     weight: gradient weights of the points, by a hook on each output. Calling it twice on the same outputs before one backward
     scales twice.
     """

@@ -3,8 +3,8 @@
     features = encode(images)       frozen encoder; Features(fused tokens, grouped maps)
     output   = decode(features)     the trainable network; `targets` and `outputs` are groups of maps (B, D, h, w)
     map      = mean over groups of 1 - cos(target, output) over channels
-A method supplies the network, the loss and the number of steps. Official checkpoints are the network's tensors and, under `encoder.`, the
-encoder's.
+A method supplies the network, the loss and the number of steps. Official checkpoints are the network's tensors and, under
+`encoder.`, the encoder's.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from inpbench.methods.optim import StableAdamW
 from inpbench.methods.reconstruction_params import ReconstructionParams
 from inpbench.methods.schedule import WarmCosine
 from inpbench.methods.training import BatchOrder, Trainer
-
-ENCODER_PREFIX = "encoder."
 
 
 class Reconstruction(Protocol):

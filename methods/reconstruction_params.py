@@ -1,7 +1,7 @@
 """The parameters that all reconstruction methods have; importing this file imports no torch.
 
-A reconstruction method reads `target_layers` of a frozen encoder, averages them in groups, and trains a decoder to reproduce the groups.
-Defaults are those that INP-Former and Dinomaly share; each overrides what is its own.
+A reconstruction method reads `target_layers` of a frozen encoder, averages them in groups, and trains a decoder to reproduce the
+groups. Defaults are those that INP-Former and Dinomaly share; each overrides what is its own.
 """
 
 from __future__ import annotations

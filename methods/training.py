@@ -1,7 +1,7 @@
 """One training loop for all gradient methods: shuffled batches, clipping, schedule, progress, snapshots.
 
-The order of images is a pure function of (seed, epoch) and everything else that is random (dropout) comes from torch's generators, whose
-state is part of a snapshot: a killed run goes on from its last snapshot and ends, on the CPU, with the same bits.
+The order of images is a pure function of (seed, epoch) and everything else that is random (dropout) comes from torch's generators,
+whose state is part of a snapshot: a killed run goes on from its last snapshot and ends, on the CPU, with the same bits.
 The loss is looked at every 20 steps and at each snapshot only, so that the device never waits for the host.
 """
 
@@ -28,7 +28,7 @@ LossFunction = Callable[[list[int], int], Tensor]
 class BatchOrder:
     """Which images step i sees: epochs of shuffled whole batches, the rest of an epoch dropped.
 
-    A set smaller than a batch (where the originals would train on nothing) is one batch an epoch. Raises `DataError` without images.
+    A set smaller than a batch (where the originals would train on nothing) is one batch an epoch. `DataError` without images.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:

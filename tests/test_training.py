@@ -20,7 +20,7 @@ from inpbench.methods.schedule import WarmCosine
 from inpbench.methods.training import REPORT_EVERY, BatchOrder, Trainer
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for kill -9."""
 
 
@@ -42,7 +42,7 @@ class Memory:
         self.content = buffer.getvalue()
         self.saved += 1
         if self.die_after is not None and self.saved >= self.die_after:
-            raise Killed
+            raise KilledError
 
     def load(self) -> dict[str, Any] | None:
         return None if self.content is None else torch.load(io.BytesIO(self.content), weights_only=True)
@@ -125,7 +125,7 @@ def test_killed_runs_end_with_the_same_bits(kills: int) -> None:
     snapshots = Memory(every=4, die_after=1)
     for kill in range(kills):
         snapshots.die_after = kill + 1
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             make_trainer(make_context(snapshots)).run()
     snapshots.die_after = None
     last = make_trainer(make_context(snapshots))
@@ -167,7 +167,7 @@ def test_the_first_step_has_rate_zero_and_gradients_are_clipped() -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_advice_and_is_never_saved() -> None:
     snapshots = Memory(every=1)
-    with pytest.raises(BenchError, match="nan|inf") as caught:
+    with pytest.raises(BenchError, match=r"nan|inf") as caught:
         make_trainer(make_context(snapshots), scale=float("nan")).run()
     assert caught.value.hint == "Type: --set m.lr=1e-4"
     assert snapshots.saved == 0
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_is_never_saved() -> Non
 
 def test_a_snapshot_of_another_length_is_refused() -> None:
     snapshots = Memory(every=4, die_after=1)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         make_trainer(make_context(snapshots)).run()
     with pytest.raises(BenchError, match="30 steps, this one has 31"):
         make_trainer(make_context(snapshots), steps=31).run()

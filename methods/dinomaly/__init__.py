@@ -17,8 +17,8 @@ from inpbench.methods.reconstruction_params import ReconstructionParams, encoder
 class DinomalyParams(ReconstructionParams):
     """Defaults are those of the official multi-class scripts for MVTec AD and VisA.
 
-    Scripts that differ: Real-IAD multi-class has 50,000 steps and dropout 0.4 (preset `paper_real_iad`); the single-class ones of MVTec AD,
-    VisA and MPDD have eps 1e-8 (preset `paper_single_class`).
+    Scripts that differ: Real-IAD multi-class has 50,000 steps and dropout 0.4 (preset `paper_real_iad`); the single-class ones of
+    MVTec AD, VisA and MPDD have eps 1e-8 (preset `paper_single_class`).
     """
 
     NAME: ClassVar[str] = "dinomaly"

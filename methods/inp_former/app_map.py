@@ -1,6 +1,7 @@
 """How the original zero-shot app turns a smoothed map into bytes: times 255, truncated, not clipped.
 
-Values of 1 and more wrap around (1.01 becomes 1), so that the most anomalous pixels can look normal. Kept to reproduce its pictures only.
+Values above 255 / 255 wrap around (1.01 becomes 1), so that the most anomalous pixels can look normal.
+Kept only to reproduce its pictures.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The 22 variants of a support image that INP-Former trains on in the few-shot setting.
 
-Made of the normalised float32 crop: the original; rotations by -4..-1, +1..+4 times pi / 16; translations by 0.1 and 0.2 of half the side;
-mirrored; grey (weights of RGB, but of normalised channels); turned by 90, 180 and 270 degrees counter-clockwise.
-Outside pixels are reflected about the border. Known deviation: quarter turns are exact, the original's differ by 3e-5 (interpolated).
+Made of the normalised float32 crop: the original; rotations by -4..-1, +1..+4 times pi / 16; translations by 0.1 and 0.2 of half
+the side; mirrored; grey (weights of RGB, but of normalised channels); turned by 90, 180 and 270 degrees counter-clockwise.
+Outside pixels are reflected about the border.
+Known deviation: quarter turns are exact, the original's differ by 3e-5 (interpolated).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Golden cases of Dinomaly's parts, through the classes that `bench run` uses, in float64 on the CPU.
 
-Tolerance 1e-9 throughout (deliberate errors of 2e-8 must show), but 1e-7 after the float32 Gaussian kernel and 1e-15 for learning rates.
+Tolerance 1e-9 throughout (deliberate errors of 2e-8 must show), but 1e-7 after the float32 Gaussian kernel and 1e-15 for learning
+rates.
 """
 
 from __future__ import annotations
