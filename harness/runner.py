@@ -72,21 +72,30 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
     """Run one cell and write its record; an exception of the method becomes a `failed` record, never a lost one."""
     path = store.path_of(cell.identity)
     with claim(path.with_suffix(".lock"), what=f"cell {cell.id[:12]} ({cell.label})"):
+        earlier = store.find(cell.id)
+        kept = earlier is not None and earlier.status == "done"  # --force: the old numbers stand until there are new ones
         record = _started(cell)
-        store.write(record)
+        if not kept:
+            store.write(record)
         try:
             _fill(record, cell, path.with_suffix(".work"), options, progress, store)
+            record.status, record.finished = "done", _now()
+            store.write(record)
         except Exception as error:
-            record.status = "failed"
-            record.error = {
-                "type": type(error).__name__,
-                "message": str(error),
-                "traceback": "" if isinstance(error, BenchError) else traceback.format_exc(),
-            }
-        record.finished = _now()
-        store.write(record)
-        if record.status == "done":
-            shutil.rmtree(path.with_suffix(".work"), ignore_errors=True)
+            record = _failed(cell, error)
+            if not kept:
+                store.write(record)
+            return record
+        shutil.rmtree(path.with_suffix(".work"), ignore_errors=True)
+    return record
+
+
+def _failed(cell: Cell, error: Exception) -> Record:
+    """The record of a failure: a user error keeps its two lines, a bug its traceback."""
+    record = _started(cell)
+    record.status, record.finished = "failed", _now()
+    trace = "" if isinstance(error, BenchError) else "".join(traceback.format_exception(error))
+    record.error = {"type": type(error).__name__, "message": str(error), "traceback": trace}
     return record
 
 
@@ -143,7 +152,6 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     record.cost = cost.as_dict(results.values())
     record.skipped = [{"file": f.file, "status": f.status, "message": f.message} for f in cell.manifest.findings]
     record.stamp = make_stamp(options.device, eval_batch=options.eval_batch)
-    record.status = "done"
 
 
 def _means(results: dict[str, CategoryResult]) -> dict[str, float | None]:

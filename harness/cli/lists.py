@@ -121,8 +121,17 @@ def _metrics() -> list[dict[str, Any]]:
 def _encoders() -> list[dict[str, Any]]:
     from inpbench.harness.registry import resolve
 
-    rows: list[dict[str, Any]] = resolve("inpbench.methods.encoder_table:rows")()
-    return rows
+    return [
+        {
+            "name": entry.name,
+            "dim": entry.dim,
+            "depth": entry.depth,
+            "patch": entry.patch,
+            "layers": list(entry.target_layers),
+            "file": entry.weights.file or "ships with inpbench",
+        }
+        for entry in resolve("inpbench.methods.encoder_table:ENCODERS").values()
+    ]
 
 
 def _parameters(kind: Kind, name: str) -> list[dict[str, Any]]:

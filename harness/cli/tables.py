@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from inpbench.harness.cli.options import Json, Results, results_folder, split_names
-from inpbench.harness.errors import NothingError, RecordError, UsageError
+from inpbench.harness.errors import NothingError, UsageError
 
 DEFAULT_BASELINES = Path("results") / "baselines"
 
@@ -111,7 +111,7 @@ def check(
         if not changed:
             typer.echo("no baseline changed", err=True)
     elif not baselines.is_dir():
-        raise RecordError(f"There are no baselines in {baselines}.", 'Type: bench check --update --reason "first baselines"')
+        raise NothingError(f"There are no baselines in {baselines}.", 'Type: bench check --update --reason "first baselines"')
     result = compare(store, baselines, **chosen)
     if junit is not None:
         write_out(as_junit(result), junit)

@@ -1,0 +1,34 @@
+"""What every test stands on: a cache of its own, no network, no settings of the person who runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No code may reach for a hub in a test, and nothing may depend on what lies in a home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("INPBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("INPBENCH_WEIGHTS", "INPBENCH_DATA", "INPBENCH_RESULTS"):
+            patch.delenv(name, raising=False)
+        patch.setenv("COLUMNS", "160")
+        yield
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """An empty folder for records."""
+    return tmp_path / "runs"
+
+
+@pytest.fixture(autouse=True)
+def _cwd_is_kept() -> Iterator[None]:
+    before = Path.cwd()
+    yield
+    os.chdir(before)

@@ -1,0 +1,68 @@
+"""kill -9 at a random moment: no record lost or broken, and the final numbers are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import TINY
+
+KILLS = int(os.environ.get("INPBENCH_KILLS", "2"))
+COMMAND = [
+    *(sys.executable, "-P", "-c", "from inpbench.harness.cli import main; main()"),
+    *("run", "--methods", "inp_former,dinomaly", "--encoder", "builtin", "--preset", "smoke", *TINY),
+    *("--set", "inp_former.steps=60", "--set", "dinomaly.steps=60", "--snapshot-every", "0", "--display", "plain"),
+]
+
+
+def records(folder: Path) -> dict[str, dict]:
+    """Every record, read whole: a broken one fails here."""
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in folder.rglob("*.json") if ".work" not in str(path)}
+
+
+def numbers(folder: Path) -> dict[str, object]:
+    return {name: (record["status"], record["metrics"]) for name, record in records(folder).items()}
+
+
+def wait_for_work(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Return when the process has written something new of its own: it is in the middle of a cell."""
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    while process.poll() is None:
+        for path in list(folder.rglob("*")):
+            try:
+                if path.is_file() and before.get(path) != path.stat().st_mtime_ns:
+                    return
+            except FileNotFoundError:  # renamed or removed while we looked
+                continue
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_kill_9_changes_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*COMMAND, "--results", str(tmp_path / "calm")], check=True, capture_output=True, env=environment)
+    undisturbed = numbers(tmp_path / "calm")
+    assert {status for status, _ in undisturbed.values()} == {"done"} and len(undisturbed) == 2
+
+    generator = random.Random(int(os.environ.get("INPBENCH_KILL_SEED", "0")))
+    command = [*COMMAND, "--results", str(tmp_path / "killed")]
+    killed = 0
+    for _ in range(KILLS):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        wait_for_work(process, tmp_path / "killed")
+        time.sleep(generator.uniform(0.0, 2.0))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        for record in records(tmp_path / "killed").values():
+            assert record["status"] in ("started", "done")
+    assert killed, "no run lived long enough to be killed"
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert numbers(tmp_path / "killed") == undisturbed
+    assert not list((tmp_path / "killed").rglob("*.work"))
