@@ -33,8 +33,12 @@ def is_category(path: Path) -> bool:
     return (path / "train").is_dir() or (path / "test").is_dir()
 
 
-def read_train(tree: Tree, report: Report, *, loose: bool = False) -> list[Sample]:
-    """Normal training images. loose: images may lie in train/ itself when it has no folder of normal images."""
+def read_train(tree: Tree, report: Report, *, loose: bool = False, known: Sequence[str] = ()) -> list[Sample]:
+    """Normal training images.
+
+    loose: images may lie in train/ itself when it has no folder of normal images.
+    known: folders of train/ that the data set has for another purpose, and that are not worth a warning.
+    """
     train = join(tree.folder, "train")
     names = folders(tree.root / train)
     normal = [name for name in names if name.lower() in tree.normal]
@@ -43,7 +47,7 @@ def read_train(tree: Tree, report: Report, *, loose: bool = False) -> list[Sampl
         folder = join(train, name)
         samples += [Sample(join(folder, image), tree.category, "train", 0) for image in images(tree.root, folder, report)]
     for name in names:
-        if name not in normal and not _looks_like_image(name):
+        if name not in normal and name not in known and not _looks_like_image(name):
             report(Finding(join(train, name), "ignored", "training uses the folder of normal images only"))
     direct = images(tree.root, train, report)
     if direct and loose and not normal:

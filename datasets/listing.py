@@ -8,9 +8,10 @@ depth, so a loop of links cannot hang a scan. All paths are POSIX and relative t
 from __future__ import annotations
 
 import os
+import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from inpbench.harness.api import Finding, Report
 from inpbench.harness.errors import DataError
@@ -25,12 +26,13 @@ def join(*parts: str) -> str:
 
 def is_image_name(name: str) -> bool:
     """Whether the name alone says image: visible, and a listed extension in any case."""
-    return not name.startswith(".") and PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
+    return not name.startswith(".") and posixpath.splitext(name)[1].lower() in IMAGE_EXTENSIONS
 
 
 def stem_key(name: str) -> str:
     """The name without its extension, in one Unicode form (macOS writes é as two code points, others as one)."""
-    return unicodedata.normalize("NFC", PurePosixPath(name).stem)
+    stem = posixpath.splitext(name)[0]
+    return stem if stem.isascii() else unicodedata.normalize("NFC", stem)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -55,7 +57,7 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
 
 def _is_text(name: str) -> bool:
     """Whether the name is valid Unicode; other names cannot be written into a record."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _shown(name: str) -> str:
@@ -114,7 +116,7 @@ class Listing:
     def _folder(self, folder: str) -> tuple[set[str], dict[tuple[str, str], str]]:
         if folder not in self._folders:
             names = {entry.name for entry in _entries(self._root / folder) if _is(entry, "file") and _is_text(entry.name)}
-            by_extension = {(stem_key(n), PurePosixPath(n).suffix.lower()): n for n in sorted(names, reverse=True)}
+            by_extension = {(stem_key(n), posixpath.splitext(n)[1].lower()): n for n in sorted(names, reverse=True)}
             self._folders[folder] = (names, by_extension)
         return self._folders[folder]
 
@@ -122,17 +124,10 @@ class Listing:
         """The path as it is on disk, or None. An extension in another case (`.JPG` listed, `.jpg` on disk) is the same file,
         and so is another Unicode form of the name.
         """
-        pure = PurePosixPath(path)
-        folder = "" if str(pure.parent) == "." else str(pure.parent)
+        folder, _, wanted = posixpath.normpath(path).rpartition("/")
         names, by_extension = self._folder(folder)
-        if pure.name in names:
-            return join(folder, pure.name)
-        name = by_extension.get((stem_key(pure.name), pure.suffix.lower()))
+        name = wanted if wanted in names else by_extension.get((stem_key(wanted), posixpath.splitext(wanted)[1].lower()))
         return join(folder, name) if name else None
-
-    def is_folder(self, path: str) -> bool:
-        """Whether root/path is a folder."""
-        return (self._root / path).is_dir()
 
 
 def find_base(root: Path, names: Iterable[str], fits: Callable[[Path], bool]) -> str | None:

@@ -153,7 +153,7 @@ class _Category:
         if named and kind == normal:
             self.report(Finding(image, "ignored", f"{where}: the mask of an entry of class {normal} is not used"))
         name = image.rpartition("/")[2]
-        found, fields = SPECIMEN.search(name), Path(name).stem.split("_")
+        found, fields = SPECIMEN.search(name), name.rpartition(".")[0].split("_")
         view = fields[-2] if len(fields) > 1 and _VIEW.fullmatch(fields[-2]) else None
         defect = "good" if kind == normal else kind
         return Sample(image, self.name, split, label, mask, defect, found.group(1) if found else None, view)

@@ -21,6 +21,7 @@ from inpbench.harness.api import Counts, DatasetInfo, Finding, Report, Sample, S
 from inpbench.harness.errors import DataError
 
 ANOMALOUS = "bad"
+ANOMALOUS_FOLDERS = ("bad", "defect")  # spot-diff's conversion, InCTRL's
 SPLITS: dict[str, Split] = {"train": "train", "test": "test"}
 COLUMNS = ("object", "split", "label", "image", "mask")
 
@@ -178,7 +179,7 @@ def _scan_converted(root: Path, base: str, split: str, report: Report) -> list[S
         if split == "1cls":
             samples += read_train(tree, report)
         else:
-            normal = read_train(tree, lambda finding: None)
+            normal = read_train(tree, report, known=ANOMALOUS_FOLDERS)
             samples += sorted(normal + _train_anomalies(tree, report), key=lambda sample: sample.image)
         samples += read_test(tree, report)
     return samples
@@ -187,7 +188,7 @@ def _scan_converted(root: Path, base: str, split: str, report: Report) -> list[S
 def _train_anomalies(tree: Tree, report: Report) -> list[Sample]:
     """train/bad with the masks of ground_truth/train/bad."""
     samples = []
-    for name in (n for n in folders(tree.root / tree.folder / "train") if n in ("bad", "defect")):
+    for name in (n for n in folders(tree.root / tree.folder / "train") if n in ANOMALOUS_FOLDERS):
         folder, truth = join(tree.folder, "train", name), join(tree.folder, "ground_truth", "train", name)
         masks: dict[str, list[str]] = {}
         for mask in images(tree.root, truth, report, unreadable="unreadable_mask"):

@@ -128,11 +128,14 @@ def _open(
     path = cache_folder() / "pixels" / f"{key}.u8"
     data = _load(path, shape)
     if data is None:
-        with claim(path.with_suffix(".lock"), wait=True):
-            data = _load(path, shape)  # another process may have written it while we waited
-            if data is None:
-                _write(path, manifest, samples, decode, shape, progress)
-                data = _load(path, shape)
+        try:
+            with claim(path.with_suffix(".lock"), wait=True):
+                data = _load(path, shape)  # another process may have written it while we waited
+                if data is None:
+                    _write(path, manifest, samples, decode, shape, progress)
+                    data = _load(path, shape)
+        except OSError as error:
+            raise _cache_error(path.parent, error) from error
         assert data is not None, f"{path} was written and cannot be read"
     pixels, images, findings = data
     for finding in findings:
@@ -210,8 +213,6 @@ def _write(
             os.fsync(file.fileno())
         write_text(path.with_suffix(".json"), json.dumps({"images": images, "findings": findings}))
         temporary.replace(path)
-    except OSError as error:
-        raise _cache_error(path.parent, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -291,6 +291,14 @@ def test_a_full_disk_is_a_clear_error(root: Path, cache: Path, monkeypatch: pyte
     assert len(training(opened(MVTEC_AD, root), cache=False)) == 8
 
 
+def test_a_cache_that_cannot_be_written_is_a_clear_error(root: Path, cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text("a file where the folder belongs")
+    with pytest.raises(PrerequisiteError, match="cannot be written") as caught:
+        training(opened(MVTEC_AD, root))
+    assert "--no-pixel-cache" in caught.value.hint
+
+
 def test_two_processes_at_once(root: Path, tmp_path: Path) -> None:
     script = tmp_path / "both.py"
     script.write_text(
