@@ -159,7 +159,7 @@ def _beit(name: str, file: str, release: str, timm: str) -> EncoderEntry:
 _BUILTIN = EncoderEntry(
     name="builtin",
     kind="builtin",
-    dim=192,
+    dim=96,
     depth=12,
     heads=3,
     patch=14,

@@ -68,9 +68,9 @@ def build_encoder(name: str, ctx: Context, image_size: Size) -> Encoder:
     entry = get_encoder(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(ctx.seed)
-        encoder = construct(entry, image_size)
+        encoder = construct(entry, image_size).to(dtype=ctx.dtype)
     if entry.kind != "builtin":
         state = ctx.weights.state(entry.weights)
         if state is not None:
             encoder.load_official(state)
-    return encoder.to(device=ctx.device, dtype=ctx.dtype).requires_grad_(False).eval()
+    return encoder.to(device=ctx.device).requires_grad_(False).eval()
