@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from inpbench.harness.params import plain
 from inpbench.harness.registry import resolve
 
 log = logging.getLogger("inpbench")
+
+_NAMED = 50  # files with the same fault that are warned of by name
 
 
 class FileFact(NamedTuple):
@@ -43,7 +46,8 @@ class Manifest:
     samples: tuple[Sample, ...]
     files: dict[str, FileFact]  # of every image and mask
     sha256: str
-    found: list[Finding] = field(default_factory=list)  # grows in lenient mode, when an image turns out to be broken
+    found: dict[Finding, None] = field(default_factory=dict)  # an ordered set; grows when the decoder notices something
+    warned: Counter[str] = field(default_factory=Counter)  # warnings of the decoder by status
     opened: dict[str, Any] = field(default_factory=dict)  # decoded rows by their key: nothing is checked twice in one process
 
     @functools.cached_property
@@ -57,12 +61,19 @@ class Manifest:
         return tuple(self.found)
 
     def note(self, finding: Finding) -> None:
-        """Take a finding of the decoder: an error raises `DataError` in strict mode, and is warned of once in lenient mode."""
+        """Take a finding of the decoder: in strict mode an error raises `DataError`; everything else is warned of once.
+
+        Of a thousand files with the same fault the first few are named; all are in `findings`, hence in the record.
+        """
         if self.strict and finding.severity == "error":
             raise stopped(self.info, self.root, [finding])
-        if finding not in self.found:
-            self.found.append(finding)
-            log.warning("%s: %s: %s", finding.file, finding.status, finding.message)
+        if finding in self.found:
+            return
+        self.found[finding] = None
+        self.warned[finding.status] += 1
+        if self.warned[finding.status] <= _NAMED:
+            more = " (further ones are only recorded)" if self.warned[finding.status] == _NAMED else ""
+            log.warning("%s: %s: %s%s", finding.file, finding.status, finding.message, more)
 
     def select(self, categories: Sequence[str]) -> Manifest:
         """Only these categories, in the official order. Raises `UsageError` for one that is not there."""
@@ -88,7 +99,7 @@ class Manifest:
 
     def _with(self, samples: Sequence[Sample], found: Iterable[Finding]) -> Manifest:
         digest = _hash(self.info, self.params, samples, self.files)
-        return replace(self, samples=tuple(samples), sha256=digest, found=list(found), opened={})
+        return replace(self, samples=tuple(samples), sha256=digest, found=dict.fromkeys(found), warned=Counter(), opened={})
 
 
 def open_manifest(
@@ -107,7 +118,9 @@ def open_manifest(
     if not samples and not found:
         raise DataError(f"{info.name}: {root} holds no image of this data set.", f"Its root looks like this:\n{info.expected_tree}")
     files = _file_facts(root, samples)
-    manifest = Manifest(info, params, root, strict, tuple(samples), files, _hash(info, params, samples, files), found)
+    manifest = Manifest(
+        info, params, root, strict, tuple(samples), files, _hash(info, params, samples, files), dict.fromkeys(found)
+    )
     if categories:
         manifest = manifest.select(categories)
     errors = [finding for finding in manifest.found if finding.severity == "error"]

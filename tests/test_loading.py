@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from inpbench.datasets.folder import FOLDER
 from inpbench.datasets.mvtec import MVTEC_AD
 from inpbench.datasets.visa import VISA
 from inpbench.harness import loading, pixels
-from inpbench.harness.api import DatasetInfo, Preprocess, Sample
+from inpbench.harness.api import DatasetInfo, Finding, Preprocess, Sample
 from inpbench.harness.errors import DataError, PrerequisiteError, UsageError
 from inpbench.harness.manifest import Manifest, open_manifest
 from inpbench.harness.scoring import Scoring
@@ -96,6 +97,16 @@ def test_errors_of_unselected_categories_stop_nothing(root: Path) -> None:
     assert only.categories == ("bottle",) and only.findings == ()
     lenient = opened(MVTEC_AD, root, strict=False)
     assert [f.status for f in lenient.findings] == ["missing_mask"]
+
+
+def test_a_thousand_faults_are_recorded_and_some_are_warned_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = opened(MVTEC_AD, root, strict=False)
+    for i in range(1000):
+        for _ in range(2):
+            manifest.note(Finding(f"{i}.png", "unreadable", "zero bytes"))
+    assert len(manifest.findings) == 1000
+    assert len(caplog.records) == 50 and "only recorded" in caplog.records[-1].message
+    assert opened(MVTEC_AD, root).findings == ()
 
 
 def test_a_root_that_is_no_folder(tmp_path: Path) -> None:
@@ -289,6 +300,16 @@ def test_a_full_disk_is_a_clear_error(root: Path, cache: Path, monkeypatch: pyte
     assert "--no-pixel-cache" in caught.value.hint and "INPBENCH_CACHE" in caught.value.hint
     assert not list(cache.glob("*.u8")) and not list(cache.glob(".*.tmp"))
     assert len(training(opened(MVTEC_AD, root), cache=False)) == 8
+
+
+def test_a_disk_that_fills_up_while_writing_leaves_nothing(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pixels.os, "fsync", full)
+    with pytest.raises(PrerequisiteError, match="No space left on device"):
+        training(opened(MVTEC_AD, root))
+    assert not list(cache.glob("*.u8")) and not list(cache.glob(".*.tmp"))
 
 
 def test_a_cache_that_cannot_be_written_is_a_clear_error(root: Path, cache: Path) -> None:
