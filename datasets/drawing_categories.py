@@ -92,7 +92,7 @@ def wood(where: Canvas, rng: Generator, missing: Part | None) -> Scene:
     fibre = smooth_noise(rng, size, 8, 180)
     pores = np.clip(smooth_noise(rng, size, 22, 200) - 1.9, 0.0, 1.0)
     dark = np.clip(0.08 + 0.85 * late + 0.10 * fibre + 0.8 * pores, 0.0, 1.3)
-    light, deep = np.array((0.78, 0.60, 0.40)), np.array((0.47, 0.30, 0.17))
+    light, deep = np.array((0.80, 0.62, 0.42)), np.array((0.40, 0.25, 0.14))
     image = light + dark[..., None] * (deep - light) * (1.0 + 0.05 * rng.standard_normal())
     rough = smooth_noise(rng, size, 30, 90)
     if missing is not None:
@@ -199,7 +199,7 @@ def capsule(where: Canvas, rng: Generator, missing: Part | None) -> Scene:
 # The board's layout is part of its design and the same in every image: (y, x, half height, half width) from its centre.
 CHIPS = ((-38.0, -40.0, 26.0, 26.0), (48.0, 42.0, 17.0, 34.0))
 CANS = ((-48.0, 52.0, 19.0), (-6.0, 76.0, 11.0))
-RESISTORS = ((18.0, -80.0), (36.0, -80.0), (54.0, -80.0), (72.0, -80.0), (28.0, -32.0), (50.0, -32.0), (80.0, -26.0), (-84.0, 14.0))
+RESISTORS = ((14.0, -80.0), (34.0, -80.0), (54.0, -80.0), (74.0, -80.0), (26.0, -32.0), (50.0, -32.0), (78.0, -30.0), (-84.0, 14.0))
 TRACES = (
     ((-38.0, -10.0), (-38.0, 30.0), (-20.0, 48.0), (30.0, 48.0)),
     ((-50.0, -10.0), (-50.0, 10.0), (-66.0, 26.0), (-66.0, 90.0)),
@@ -245,7 +245,7 @@ def board(where: Canvas, rng: Generator, missing: Part | None) -> Scene:
     for index, (cv, cu, radius) in enumerate(CANS):
         _can(*around((cv, cu), radius + 12.0), radius, tones[len(CHIPS) + index], present=index != lost)
     for index, place in enumerate(RESISTORS, start=len(CANS)):
-        _resistor(*around(place, 16.0), tones[len(CHIPS) + index], present=index != lost)
+        _resistor(*around(place, 18.0), tones[len(CHIPS) + index], present=index != lost)
     return Scene(np.clip(image, 0.0, 1.0), cover(box(v, u, 112.0, 112.0), 1.0))
 
 
@@ -272,9 +272,9 @@ def _can(view: Array, dv: Array, du: Array, radius: float, tone: float, *, prese
 
 def _resistor(view: Array, dv: Array, du: Array, tone: float, *, present: bool) -> None:
     """A chip resistor between its two pads, or the bare pads."""
-    over(view, METAL, cover(box(dv, du, 4.2, 10.0, 1.0), 1.2))
+    over(view, METAL, cover(box(dv, du, 5.8, 13.0, 1.0), 1.2))
     body = (0.30 * tone, 0.20 * tone, 0.14 * tone) if present else SOLDER_MASK
-    over(view, body, cover(box(dv, du, 4.8, 6.5, 0.8), 1.2))
+    over(view, body, cover(box(dv, du, 6.4, 8.5, 0.8), 1.2))
 
 
 def _pixel(where: Canvas, at: float) -> int:

@@ -21,8 +21,8 @@ Redraw = Callable[[Part | None], Scene]  # the same scene again, with a part tak
 
 RIM = 34.0  # no defect is centred nearer to the border than this (units): many protocols crop 6 % away on each side
 VISIBLE = 0.03  # smallest change of a colour channel that counts as changed
-FAINTEST = 0.06  # smallest mean change within a mask
-SMALLEST = 45.0  # smallest area of a mask, in square units
+FAINTEST = 0.08  # smallest mean change within a mask
+SMALLEST = 100.0  # smallest area of a mask, in square units
 ATTEMPTS = 40
 
 
@@ -46,7 +46,7 @@ def scratch(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Arra
     """A thin curved groove, dark on one flank and bright on the other."""
     y, x = _place(where, rng, scene.surface)
     heading, turn = rng.uniform(0, np.pi), rng.uniform(-0.5, 0.5)
-    length, width = rng.uniform(45, 95), rng.uniform(1.3, 2.4)
+    length, width = rng.uniform(60, 120), rng.uniform(1.7, 2.8)
     at = np.linspace(-0.5, 0.5, 9)
     angles = heading + turn * at + 0.08 * rng.standard_normal(9)
     steps = np.stack([np.sin(angles), np.cos(angles)], axis=1) * (length / 8)
@@ -54,7 +54,7 @@ def scratch(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Arra
     points += np.array([y, x]) - points[4]
     distance = polyline(where, points)
     image = scene.image.copy()
-    strength = rng.uniform(0.65, 0.95)
+    strength = rng.uniform(0.8, 1.0)
     groove, flank = ((0.06, 0.05, 0.05), (0.95, 0.95, 0.93)) if rng.uniform() < 0.5 else ((0.97, 0.97, 0.95), (0.05, 0.05, 0.05))
     over(
         image,
@@ -68,14 +68,14 @@ def scratch(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Arra
 def spot(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Array:
     """A stain with a wavy outline that tints and darkens the surface."""
     y, x = _place(where, rng, scene.surface)
-    radius, squeeze, angle = rng.uniform(9, 17), rng.uniform(0.6, 1.0), rng.uniform(0, np.pi)
+    radius, squeeze, angle = rng.uniform(12, 21), rng.uniform(0.65, 1.0), rng.uniform(0, np.pi)
     dy, dx = where.y - y, where.x - x
     along, across = np.cos(angle) * dx + np.sin(angle) * dy, np.cos(angle) * dy - np.sin(angle) * dx
     outline = np.hypot(along, across / squeeze) - radius + 2.5 * smooth_noise(rng, where.size, 20, 20)
-    alpha = cover(outline, rng.uniform(2.0, 6.0)) * scene.surface * rng.uniform(0.75, 1.0)
-    tints = ((0.45, 0.30, 0.14), (0.16, 0.15, 0.17), (0.60, 0.62, 0.20), (0.22, 0.34, 0.62))
+    alpha = cover(outline, rng.uniform(2.0, 6.0)) * scene.surface * rng.uniform(0.8, 1.0)
+    tints = ((0.42, 0.24, 0.08), (0.08, 0.07, 0.09), (0.72, 0.74, 0.18), (0.16, 0.30, 0.74), (0.80, 0.80, 0.84))
     tint = np.array(tints[int(rng.integers(len(tints)))])
-    stained = scene.image * (0.25 + 0.75 * tint) * 0.55 + 0.35 * tint  # mostly absorbed, a little covered
+    stained = scene.image * (0.25 + 0.75 * tint) * 0.45 + 0.45 * tint  # half absorbed, half covered
     image = scene.image.copy()
     over(image, stained, alpha)
     return image
@@ -95,15 +95,15 @@ def contamination(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -
     colour = np.array(colours[int(rng.integers(len(colours)))])
     if rng.uniform() < 0.6:
         distance = np.full(where.y.shape, np.inf)
-        for _ in range(int(rng.integers(3, 7))):
-            cy, cx = y + rng.normal(0, 7.0), x + rng.normal(0, 7.0)
-            np.minimum(distance, np.hypot(where.y - cy, where.x - cx) - rng.uniform(2.5, 6.5), out=distance)
+        for _ in range(int(rng.integers(4, 9))):
+            cy, cx = y + rng.normal(0, 8.0), x + rng.normal(0, 8.0)
+            np.minimum(distance, np.hypot(where.y - cy, where.x - cx) - rng.uniform(3.0, 7.0), out=distance)
         distance = distance + 1.3 * smooth_noise(rng, where.size, 50, 50)
     else:
         heading, curl = rng.uniform(0, 2 * np.pi), rng.uniform(-4.0, 4.0)
         angles = heading + curl * np.linspace(0, 1, 16) + 0.15 * rng.standard_normal(16)
-        points = np.cumsum(np.stack([np.sin(angles), np.cos(angles)], axis=1) * rng.uniform(2.6, 4.6), axis=0)
-        distance = polyline(where, points + np.array([y, x]) - points[8]) - rng.uniform(1.2, 2.2)
+        points = np.cumsum(np.stack([np.sin(angles), np.cos(angles)], axis=1) * rng.uniform(3.2, 5.5), axis=0)
+        distance = polyline(where, points + np.array([y, x]) - points[8]) - rng.uniform(1.6, 2.6)
     image = scene.image.copy()
     shifted = np.roll(distance, (round(2.0 / where.pixel), round(2.0 / where.pixel)), axis=(0, 1))
     image *= (1.0 - 0.45 * cover(shifted, 3.0))[..., None]
@@ -116,7 +116,7 @@ def contamination(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -
 def missing_part(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Array:
     """The category's own part taken away: a thread, a splinter, a tile, a corner, a bite, a component."""
     y, x = _place(where, rng, scene.surface)
-    return redraw(Part(y, x, float(rng.uniform(0.8, 1.25)), int(rng.integers(1 << 16)))).image
+    return redraw(Part(y, x, float(rng.uniform(0.9, 1.3)), int(rng.integers(1 << 16)))).image
 
 
 def deformation(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Array:
@@ -126,12 +126,12 @@ def deformation(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> 
     grey = scene.image.mean(axis=2)
     sharp = np.hypot(*np.gradient(grey))
     relief = ndimage.gaussian_filter(sharp, 8.0 / where.pixel, truncate=2.5)
-    y, x = _place(where, rng, np.maximum(relief - np.median(relief), 1e-9) * ndimage.maximum_filter(scene.surface, 9))
-    reach = rng.uniform(20, 32)
+    y, x = _place(where, rng, np.maximum(relief - np.median(relief), 1e-9) ** 2 * ndimage.maximum_filter(scene.surface, 9))
+    reach = rng.uniform(24, 36)
     dy, dx = where.y - y, where.x - x
     bump = np.exp(-(((dy**2 + dx**2) / reach**2) ** 1.5))
     angle = rng.uniform(0, 2 * np.pi)
-    pull, twist = rng.uniform(7, 12), rng.choice([-1.0, 1.0]) * rng.uniform(0.55, 0.95)
+    pull, twist = rng.uniform(11, 17), rng.choice([-1.0, 1.0]) * rng.uniform(0.9, 1.4)
     if rng.uniform() < 0.5:
         from_y, from_x = where.y - pull * np.sin(angle) * bump, where.x - pull * np.cos(angle) * bump
     else:
@@ -170,7 +170,7 @@ def _cleaned(changed: NDArray[np.bool_], where: Canvas) -> NDArray[np.bool_]:
     """`changed` (S, S) with gaps closed, holes filled, and pieces under 10 square units dropped."""
     from scipy import ndimage
 
-    steps = max(1, round(1.5 / where.pixel))
+    steps = max(1, round(3.0 / where.pixel))
     closed = ndimage.binary_fill_holes(ndimage.binary_closing(changed, iterations=steps) | changed)
     labels, _ = ndimage.label(closed, structure=np.ones((3, 3)))
     sizes = np.bincount(labels.ravel())
