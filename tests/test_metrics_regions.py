@@ -8,7 +8,17 @@ import torch
 from scipy import ndimage
 
 from inpbench.harness.metrics.keys import keys_of, ordered_keys, values_of
-from inpbench.harness.metrics.regions import find_regions
+from inpbench.harness.metrics.regions import MaskRuns
+
+
+def find(*batches: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pixels, areas and number of regions of batches added one after the other; pixels count through the batches."""
+    runs, pixels, start = MaskRuns(), [], 0
+    for masks in batches:
+        pixels.append(runs.add(masks) + start)
+        start += masks.size
+    regions = runs.regions()
+    return np.concatenate(pixels), regions.areas, regions.number
 
 
 def reference_regions(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -29,20 +39,20 @@ def reference_regions(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 def test_regions_of_random_masks(shape: tuple[int, int, int], share: float) -> None:
     for seed in range(5):
         masks = np.random.default_rng(seed).random(shape) < share
-        found = find_regions(masks)
-        pixels, areas, count = reference_regions(masks)
-        assert np.array_equal(found.pixels, pixels)
-        assert np.array_equal(found.areas, areas)
-        assert found.count == count
+        expected = reference_regions(masks)
+        for found in (find(masks), find(*np.array_split(masks, len(masks)))):
+            assert np.array_equal(found[0], expected[0])
+            assert np.array_equal(found[1], expected[1])
+            assert found[2] == expected[2]
 
 
 def test_regions_that_only_look_adjacent() -> None:
     masks = np.zeros((2, 3, 4), bool)
     masks[0, 0, 3] = masks[0, 1, 0] = True  # end of a row, start of the next
     masks[0, 2, 1] = masks[1, 0, 1] = True  # end of an image, start of the next; (1, 0) and (2, 1) touch diagonally
-    found = find_regions(masks)
-    assert found.count == 3
-    assert found.areas.tolist() == [1, 2, 2, 1]
+    _, areas, count = find(masks)
+    assert count == 3
+    assert areas.tolist() == [1, 2, 2, 1]
 
 
 def test_a_spiral_is_one_region() -> None:
@@ -51,9 +61,9 @@ def test_a_spiral_is_one_region() -> None:
         mask[0, turn, turn : 9 - turn] = mask[0, turn : 9 - turn, 8 - turn] = mask[0, 8 - turn, turn : 9 - turn] = True
         mask[0, turn + 2 : 9 - turn, turn] = True
         mask[0, turn + 2, turn : turn + 2] = True
-    found = find_regions(mask)
-    assert found.count == ndimage.label(mask[0], structure=np.ones((3, 3)))[1] == 1
-    assert set(found.areas.tolist()) == {int(mask.sum())}
+    _, areas, count = find(mask)
+    assert count == ndimage.label(mask[0], structure=np.ones((3, 3)))[1] == 1
+    assert set(areas.tolist()) == {int(mask.sum())}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -88,7 +88,7 @@ def test_image_score_of_ratio_0_is_the_maximum() -> None:
 
 def reference_mask(mask: np.ndarray, size: tuple[int, int], rule: str) -> np.ndarray:
     """(C, H, W) by indices, nearest rules only."""
-    channels, height, width = mask.shape
+    _, height, width = mask.shape
     out = np.zeros(size, bool)
     for i in range(size[0]):
         for j in range(size[1]):

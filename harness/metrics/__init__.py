@@ -51,8 +51,9 @@ _ALL = (
         name="aupro",
         title="AUPRO",
         level="pixel",
-        definition="per-region overlap: the covered share of each 8-connected region of the masks, averaged over the regions of the "
-        "category, as a function of the false-positive rate over its normal pixels; area up to 0.3, linearly interpolated there, / 0.3",
+        definition="per-region overlap: the covered share of each 8-connected region of the masks, averaged over the regions of a "
+        "category, as a function of the false-positive rate over its normal pixels; area up to 0.3, linearly interpolated "
+        "there, / 0.3",
     ),
 )
 

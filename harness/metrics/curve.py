@@ -61,9 +61,10 @@ class Walk:
             return
         anomalous = groups.anomalous
         pairs = anomalous > 0
-        _, fp0, n, p, share, width = groups if pairs.all() else Groups(*(part[pairs] for part in groups[:5]), groups.width)
-        if not p.size:
+        if not pairs.any():
             return
+        p, n, fp0, share = anomalous[pairs], groups.normal[pairs], groups.above[pairs], groups.share[pairs]
+        width = groups.width
         tp1 = self._tp + np.cumsum(p)
         fp1 = fp0 + n
         self._rank(p, n, fp0, width)
@@ -105,7 +106,7 @@ class Walk:
         return 2.0 * precision * recall / (precision + recall + self.epsilon)
 
     def _overlap(self, share: NDArray[np.float64], n: Ints, fp0: Ints, width: int) -> None:
-        """AUPRO: a level stretch up to each group, then its chord, both cut at the limit; the true curve stays in the chord's box."""
+        """AUPRO: a level stretch up to each group, then its chord, both cut at the limit; the true curve is in the chord's box."""
         pro1 = self._pro + np.cumsum(share)
         pro0 = np.concatenate(([self._pro], pro1[:-1]))
         x0, x1 = np.minimum(fp0, self._limit), np.minimum(fp0 + n, self._limit)

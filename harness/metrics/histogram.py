@@ -93,7 +93,7 @@ class PixelHistogram:
         step = max(1, _SLICE >> per_page)
         offsets = torch.arange((1 << per_page) - 1, -1, -1, device=self.device)
         above = 0
-        for some in pages.split(step):
+        for some in torch.split(pages, step):
             bins = ((self._slot[some] << per_page)[:, None] + offsets).reshape(-1)
             keys = (((some << per_page)[:, None] + offsets).reshape(-1) << self.shift) - OFFSET
             count, anomalous = self._all[bins].long(), self._anomalous[bins].long()
@@ -101,5 +101,6 @@ class PixelHistogram:
             upto = above + normal.cumsum(0)
             keep = count > 0 if every else anomalous > 0
             parts = (keys, upto - normal, normal, anomalous, self._share[bins])
-            yield Groups(*(part[keep].cpu().numpy() for part in parts), self.width)
+            key, before, zeros, ones, share = (part[keep].cpu().numpy() for part in parts)
+            yield Groups(key, before, zeros, ones, share, self.width)
             above = int(upto[-1])

@@ -1,11 +1,11 @@
 """P-AUROC, P-AP, P-F1max and AUPRO of one category, streamed.
 
-Up to EXACT_PIXELS pixels are kept and the values are exact; beyond that they go into a histogram of constant memory, and the values
-carry the bound that its bins allow. Which of the two depends on the number of pixels alone, so neither the batch size nor the order of
-the images changes a result.
+Up to EXACT_PIXELS pixels are kept and the values are exact; beyond that they go into a histogram of constant memory, and the
+values carry the bound that its bins allow. Which of the two depends on the number of pixels alone, so neither the batch size nor
+the order of the images changes a result.
 
-Scores are compared in the maps' own precision while they are kept; in the histogram float64 scores are rounded to float32 first, and
-the bound does not cover that rounding. The `paper` variant rounds to float32 always, as the official code does.
+Scores are compared in the maps' own precision while they are kept; in the histogram float64 scores are rounded to float32 first,
+and the bound does not cover that rounding. The `paper` variant rounds to float32 always, as the official code does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from inpbench.harness.metrics.curve import Area, Counts, Groups, Walk
 from inpbench.harness.metrics.histogram import PixelHistogram
 from inpbench.harness.metrics.keys import Ints
 from inpbench.harness.metrics.pixels import PixelStore, raise_not_finite
-from inpbench.harness.metrics.regions import find_regions
+from inpbench.harness.metrics.regions import Areas, MaskRuns
 from inpbench.harness.metrics.strips import strip_areas, strip_keys, threshold_aupro, threshold_keys
 
 EXACT_PIXELS = 1 << 24  # 256 maps of 256 x 256; 64 MiB of float32
@@ -55,18 +55,21 @@ class PixelMetrics:
         self._store = PixelStore(self.device)
         self._histogram: PixelHistogram | None = None
         self._bins = bins
-        self._dtype = torch.bfloat16  # the widest map dtype since the last piece went into the histogram
+        self._dtype: torch.dtype | None = None  # of all maps; where they differ, one that holds every value
         self._images: list[tuple[Sequence[int], int]] = []  # (numbers of the images, pixels of each) of what is in the store
         self._seen = 0  # images
         self._range = (np.inf, -np.inf)  # of the scores in the histogram
-        self._total = self._anomalous = self._regions = 0
+        self._masks = MaskRuns()  # of what is in the store
+        self._total = self._anomalous = 0  # pixels
+        self._regions = 0  # of what is in the histogram
 
     def update(self, maps: Tensor, masks: Tensor, numbers: Sequence[int] | None = None) -> None:
         """Count a batch.
 
-        maps: (B, H, W) of any float dtype, higher is more anomalous. masks: (B, H, W) bool, True is anomalous; they are labelled
-        on the host. numbers: (B,) what messages call the images, where not counted from 0. Raises `MetricError` for shapes or dtypes that do not fit; NaN and infinite scores are found by `compute`, or here
-        when pixels leave for the histogram.
+        maps: (B, H, W) of any float dtype, higher is more anomalous. masks: (B, H, W) bool, True is anomalous; their regions are
+        found on the host. numbers: (B,) what messages call the images, where they are not counted from 0.
+        Raises `MetricError` for shapes or dtypes that do not fit. NaN and infinite scores are found by `compute`, or here when
+        pixels leave for the histogram: looking at every batch would wait for the device each time.
         """
         if maps.dim() != 3 or maps.shape != masks.shape:
             raise MetricError(
@@ -77,17 +80,16 @@ class PixelMetrics:
             raise MetricError(f"Maps are float and masks bool, found {maps.dtype} and {masks.dtype}.", "Use scoring.ground_truth.")
         if maps.numel() == 0:
             return
-        pixels, areas, regions = find_regions(masks.detach().cpu().numpy())
-        self._dtype = _wider(self._dtype, maps.dtype)
+        pixels = self._masks.add(masks.detach().cpu().numpy())
+        self._dtype = maps.dtype if self._dtype is None else torch.promote_types(self._dtype, maps.dtype)
         keep_double = maps.dtype == torch.float64 and self.variant != "paper" and self._histogram is None
         scores = maps.detach().to(device=self.device, dtype=torch.float64 if keep_double else torch.float32).reshape(-1)
         anomalous = scores[torch.from_numpy(pixels).to(self.device)]
-        self._store.add(scores, anomalous, areas)
+        self._store.add(scores, anomalous)
         self._images.append((numbers or range(self._seen, self._seen + maps.shape[0]), maps.shape[1] * maps.shape[2]))
         self._seen += maps.shape[0]
         self._total += scores.numel()
         self._anomalous += pixels.size
-        self._regions += regions
         if self._total > self._exact_pixels and (self._histogram is None or self._store.total >= PIECE):
             self._spill()
 
@@ -97,14 +99,17 @@ class PixelMetrics:
         reason = self._undefined()
         if reason:
             return MetricValues.without(PIXEL_METRICS, reason)
-        walk = Walk(self._anomalous, self._total - self._anomalous, self._regions, 0.0 if self.variant == "exact" else F1_EPSILON)
+        if self._histogram is not None and self._store.total:
+            self._spill()
+        kept = self._masks.regions()
+        normal, regions = self._total - self._anomalous, self._regions + kept.number
+        walk = Walk(self._anomalous, normal, regions, 0.0 if self.variant == "exact" else F1_EPSILON)
+        counts, constant = Counts(np.empty(0, np.int64)), ""
         try:
             counts = Counts(self._query_keys())
         except MetricError as error:
-            counts, constant = Counts(np.empty(0, np.int64)), error.message
-        else:
-            constant = ""
-        for groups in self._walk(counts.keys):
+            constant = error.message
+        for groups in self._walk(kept.areas, counts.keys):
             walk.add(groups)
             counts.add(groups)
         areas: dict[str, Area | str] = {
@@ -114,9 +119,9 @@ class PixelMetrics:
             "aupro": walk.aupro(),
         }
         if self.variant == "paper":
-            areas.update(dict.fromkeys(("p_auroc", "p_ap", "aupro"), constant) if constant else strip_areas(counts, self._regions))
+            areas.update(dict.fromkeys(("p_auroc", "p_ap", "aupro"), constant) if constant else strip_areas(counts))
         if self.variant == "dinomaly":
-            areas["aupro"] = constant or threshold_aupro(counts, self._total - self._anomalous, self._regions)
+            areas["aupro"] = constant or threshold_aupro(counts, normal, regions)
         return values_from(areas)
 
     def _undefined(self) -> str:
@@ -149,28 +154,29 @@ class PixelMetrics:
             low, high = min(low, kept[0]), max(high, kept[1])
         return low, high
 
-    def _walk(self, queries: Ints) -> Iterator[Groups]:
+    def _walk(self, areas: Areas, queries: Ints) -> Iterator[Groups]:
         """Groups from the highest score down, from wherever the pixels are."""
         if self._histogram is None:
-            return self._store.walk(queries)
-        if self._store.total:
-            self._spill()
+            return self._store.walk(areas, queries)
         return self._histogram.walk(every=queries.size > 0)
 
     # --- where the pixels go ----------------------------------------------------------------------------------------
 
     def _spill(self) -> None:
         """Move the kept pixels into the histogram."""
-        self._check_finite()
+        self._store.round()
+        self._check_finite()  # again: float64 scores may lie outside float32
         self._range = self._extremes()
         if self._histogram is None:
             self._histogram = PixelHistogram(self.device) if self._bins is None else PixelHistogram(self.device, self._bins)
         for chunk in self._store.chunks():
-            for piece in chunk.split(PIECE):
-                self._histogram.add(piece, self._dtype)
-        scores, areas = self._store.anomalous()
+            for piece in torch.split(chunk, PIECE):
+                self._histogram.add(piece, self._dtype or piece.dtype)
+        scores, (areas, regions) = self._store.anomalous(), self._masks.regions()
         for start in range(0, areas.size, PIECE):
             self._histogram.add_anomalous(scores[start : start + PIECE], areas[start : start + PIECE])
+        self._regions += regions
+        self._masks = MaskRuns()
         self._images = []
         self._store.clear()
 
@@ -195,8 +201,3 @@ def values_from(areas: dict[str, Area | str]) -> MetricValues:
         else:
             out.values[name], out.bounds[name] = area.value, area.bound
     return out
-
-
-def _wider(first: torch.dtype, second: torch.dtype) -> torch.dtype:
-    """The dtype of the two whose values need more bits; float16 and bfloat16 together need float32."""
-    return first if first == second else torch.promote_types(first, second)

@@ -8,21 +8,26 @@ pixels of the other bins are sorted. Counts are integers, so the result does not
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inpbench.harness.errors import MetricError
 from inpbench.harness.metrics.curve import Groups
-from inpbench.harness.metrics.keys import Ints, keys_of, ordered_keys
+from inpbench.harness.metrics.keys import Floats, Ints, keys_of, ordered_keys
+from inpbench.harness.metrics.regions import Areas
 
-CHUNK = 1 << 23  # pixels held in one tensor
+CHUNK = 1 << 20  # pixels held in one tensor
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+PIECE = 1 << 18  # pixels counted at a time: what is computed from them stays in a processor's cache
 COARSE_BITS = 20  # the coarse histogram has at most 2^20 bins: it stays in a processor's cache
 
 
 class PixelStore:
-    """Scores in chunks of CHUNK pixels, in the order they came, and the anomalous ones again with the area of their region."""
+    """Scores in chunks of CHUNK pixels, in the order they came, and the anomalous ones again."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -30,14 +35,15 @@ class PixelStore:
         self.total = 0  # pixels
         self._chunks: list[Tensor] = []
         self._used = 0  # pixels of the last chunk
+        self._extremes: tuple[float, float] | None = None  # once asked for
         self._anomalous: list[Tensor] = []
-        self._areas: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = []
 
-    def add(self, scores: Tensor, anomalous: Tensor, areas: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
-        """scores: (n,) float32 or float64, at most what is left is stored; anomalous: (p,) of them again; areas: (p,)."""
+    def add(self, scores: Tensor, anomalous: Tensor) -> None:
+        """scores: (n,) float32 or float64; anomalous: (p,) of them again."""
         if scores.dtype == torch.float64 and self.dtype == torch.float32:
             self.dtype = torch.float64  # float32 scores are float64 scores: nothing is lost
             self._chunks = [chunk.double() for chunk in self._chunks]
+        self._extremes = None
         start = 0
         while start < scores.numel():
             if not self._chunks or self._used == CHUNK:
@@ -49,105 +55,131 @@ class PixelStore:
             self._used += count
             start += count
         self.total += scores.numel()
-        if areas.size:
+        if anomalous.numel():
             self._anomalous.append(anomalous)
-            self._areas.append(areas)
 
     def chunks(self) -> Iterator[Tensor]:
         """The scores, (n,) at a time."""
-        for chunk in self._chunks[:-1]:
-            yield chunk
+        yield from self._chunks[:-1]
         if self._used:
             yield self._chunks[-1][: self._used]
 
-    def anomalous(self) -> tuple[Tensor, np.ndarray[tuple[int], np.dtype[np.int32]]]:
-        """Scores (P,) of the anomalous pixels on the device and the areas (P,) of their regions."""
-        if not self._areas:
-            return torch.empty(0, dtype=self.dtype, device=self.device), np.empty(0, np.int32)
-        if len(self._areas) > 1:
-            self._anomalous = [torch.cat([part.to(self.dtype) for part in self._anomalous])]
-            self._areas = [np.concatenate(self._areas)]
-        return self._anomalous[0].to(self.dtype), self._areas[0]
+    def anomalous(self) -> Tensor:
+        """Scores (P,) of the anomalous pixels, in the order they came."""
+        if len(self._anomalous) != 1:
+            parts = [part.to(self.dtype) for part in self._anomalous]
+            self._anomalous = [torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype, device=self.device)]
+        return self._anomalous[0].to(self.dtype)
+
+    def round(self) -> None:
+        """Round float64 scores to float32."""
+        self._chunks, self._anomalous = [chunk.float() for chunk in self._chunks], [self.anomalous().float()]
+        self.dtype, self._extremes = torch.float32, None
 
     def clear(self) -> None:
-        """Forget every pixel, keep one chunk's memory."""
-        self._chunks, self._used, self.total = self._chunks[:1], 0, 0
-        self._anomalous, self._areas = [], []
+        """Forget every pixel, but keep the first chunk's memory."""
+        self._chunks, self._used, self.total, self._extremes = self._chunks[:1], 0, 0, None
+        self._anomalous = []
 
     def range(self) -> tuple[float, float]:
-        """Smallest and largest score. Waits for the device."""
-        extremes = torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in self.chunks()])
-        return float(extremes[:, 0].amin()), float(extremes[:, 1].amax())
+        """Smallest and largest score; NaN if there is one. Waits for the device."""
+        if self._extremes is None:
+            extremes = torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in self.chunks()])
+            self._extremes = (float(extremes[:, 0].amin()), float(extremes[:, 1].amax()))
+        return self._extremes
 
     def first_not_finite(self) -> int | None:
         """Position of the first NaN or infinite score, or None. Waits for the device."""
+        if not self.total or np.isfinite(self.range()).all():
+            return None
         start = 0
         for chunk in self.chunks():
-            if not bool(torch.isfinite(torch.stack(torch.aminmax(chunk))).all()):
-                return start + int(torch.nonzero(~torch.isfinite(chunk))[0])
+            bad = torch.nonzero(~torch.isfinite(chunk))
+            if bad.numel():
+                return start + int(bad[0])
             start += chunk.numel()
-        return None
+        raise AssertionError("the extremes are not finite, but every score is")
 
     # --- the walk ---------------------------------------------------------------------------------------------------
 
-    def walk(self, queries: Ints) -> Iterator[Groups]:
-        """One piece with a group for every distinct anomalous score and every key of `queries`, each between the extremes."""
-        if self.total == 0:
-            return
-        scores, areas = self.anomalous()
-        keys, counts, shares = distinct(keys_of(scores.cpu().numpy()), areas)
-        targets = np.union1d(keys, queries)  # ascending
+    def walk(self, areas: Areas, queries: Ints) -> Iterator[Groups]:
+        """One piece with a group for every distinct anomalous score and every key of `queries`.
+
+        areas: (P,) of the regions of the anomalous pixels; queries: (Q,) keys between the extremes.
+        """
+        keys, counts, shares = distinct(self.anomalous().cpu().numpy(), areas)
+        if queries.size:
+            targets = np.union1d(keys, queries)  # ascending
+            at = np.searchsorted(targets, keys)
+            anomalous, share = np.zeros(targets.size, np.int64), np.zeros(targets.size, np.float64)
+            anomalous[at], share[at] = counts, shares
+        else:
+            targets, anomalous, share = keys, counts, shares
         if targets.size == 0:
             return
-        anomalous = np.zeros(targets.size, np.int64)
-        share = np.zeros(targets.size, np.float64)
-        at = np.searchsorted(targets, keys)
-        anomalous[at], share[at] = counts, shares
         above, equal = self._count(targets)
-        above -= anomalous[::-1].cumsum()[::-1] - anomalous  # of all pixels: those that are anomalous
+        above -= anomalous[::-1].cumsum()[::-1] - anomalous  # counts of all pixels become counts of normal ones
         equal -= anomalous
         yield Groups(targets[::-1], above[::-1], equal[::-1], anomalous[::-1], share[::-1])
 
     def _count(self, targets: Ints) -> tuple[Ints, Ints]:
         """Pixels strictly above each target and pixels equal to it; targets (T,) ascending, all within the extremes."""
-        low, high = (int(key) for key in keys_of(np.array(self.range(), np.float64 if self.dtype == torch.float64 else np.float32)))
+        dtype = np.float64 if self.dtype == torch.float64 else np.float32
+        low, high = (int(key) for key in keys_of(np.array(self.range(), dtype)))
         shift = 0
         while (high >> shift) - (low >> shift) >= 1 << COARSE_BITS:
             shift += 1
         base = low >> shift
         bins = (high >> shift) - base + 1
-        target_bins = (targets >> shift) - base
+        target_bins = torch.from_numpy((targets >> shift) - base).to(self.device)
         wanted = torch.zeros(bins, dtype=torch.bool, device=self.device)
-        wanted[torch.from_numpy(target_bins).to(self.device)] = True
-        histogram = torch.zeros(bins, dtype=torch.int64, device=self.device)
+        wanted[target_bins] = True
+        histogram = torch.zeros(bins, dtype=torch.int32, device=self.device)
+        ones = torch.ones(PIECE, dtype=torch.int32, device=self.device)
         near = []
         for chunk in self.chunks():
-            keys = chunk.view(torch.int64 if self.dtype == torch.float64 else torch.int32) if low >= 0 else ordered_keys(chunk)
-            bin_of = (keys >> shift).sub_(base).to(torch.int32)
-            histogram += torch.bincount(bin_of, minlength=bins)
-            near.append(keys[wanted.index_select(0, bin_of)].cpu().numpy())
+            for piece in torch.split(chunk, PIECE):
+                keys = piece.view(_BITS[self.dtype]) if low >= 0 else ordered_keys(piece)
+                bin_of = (keys >> shift).sub_(base).to(torch.int32)
+                histogram.index_add_(0, bin_of, ones[: bin_of.numel()])
+                near.append(_take(keys, wanted.index_select(0, bin_of)))
         histogram[wanted] = 0
-        beyond = (histogram.flip(0).cumsum(0).flip(0) - histogram).cpu().numpy()  # pixels in unwanted bins above each bin
-        sorted_keys = np.sort(np.concatenate(near)).astype(np.int64)
-        upto = np.searchsorted(sorted_keys, targets, "right")
-        above = beyond[target_bins] + (sorted_keys.size - upto)
-        return above, upto - np.searchsorted(sorted_keys, targets, "left")
+        upto_bin = histogram.cumsum(0)  # pixels in unwanted bins up to each
+        beyond = (upto_bin[-1] - upto_bin.index_select(0, target_bins)).cpu().numpy()
+        sorted_keys = np.concatenate(near)
+        sorted_keys.sort()
+        narrow = targets.astype(sorted_keys.dtype)
+        upto = np.searchsorted(sorted_keys, narrow, "right")
+        return beyond + (sorted_keys.size - upto), upto - np.searchsorted(sorted_keys, narrow, "left")
 
 
-def distinct(
-    keys: Ints, areas: np.ndarray[tuple[int], np.dtype[np.int32]]
-) -> tuple[Ints, Ints, np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """Distinct keys ascending, how many pixels have each, and their summed 1 / area; added in an order that the pixels alone decide."""
-    order = np.lexsort((areas, keys))
-    keys, shares = keys[order], 1.0 / areas[order]
-    starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if keys.size else np.empty(0, np.int64)
-    counts = np.diff(starts, append=keys.size)
-    return keys[starts], counts, np.add.reduceat(shares, starts) if keys.size else shares
+def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float64]]:
+    """Distinct keys ascending, how many pixels have each, and their summed 1 / area.
+
+    scores: (P,) float32 or float64; areas: (P,) int32. The sums are taken in an order that the pixels alone decide.
+    """
+    keys = keys_of(scores)
+    if scores.dtype == np.float32:
+        both = (keys << 32) | areas  # one sort of 64-bit integers instead of a sort by two columns
+        both.sort()
+        keys, areas = both >> 32, both.astype(np.int32)
+    else:
+        order = np.lexsort((areas, keys))
+        keys, areas = keys[order], areas[order]
+    if not keys.size:
+        return keys, keys, np.empty(0, np.float64)
+    starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    return keys[starts], np.diff(starts, append=keys.size), np.add.reduceat(1.0 / areas, starts)
+
+
+def _take(keys: Tensor, wanted: Tensor) -> NDArray[Any]:
+    """The keys (n,) that are `wanted` (n,), on the host; NumPy selects twice as fast as torch there."""
+    return keys.numpy()[wanted.numpy()] if keys.device.type == "cpu" else keys[wanted].cpu().numpy()
 
 
 def raise_not_finite(value_of: str, index: int) -> None:
     """Raise the `MetricError` that names the image."""
     raise MetricError(
-        f"{value_of} of image {index} (counted from 0 in the order of the category's images) is NaN or infinite; scores are finite.",
+        f"{value_of} of image {index} (counted from 0 in the order of the category's images) is NaN or infinite, not a score.",
         "Look at the method's output for that image; half precision overflows above 65504.",
     )

@@ -4,8 +4,8 @@ paper (INP-Former, adeval 1.1.0): 200 equal strips between the smallest and the 
 in float32; at edge j everything in strip j or above is anomalous. Pixels equal to the largest score lie in the last strip and in an
 overflow strip: they count twice. Areas are trapezoids over the 201 edges without end points; precision is 1 where nothing is found.
 
-dinomaly: thresholds from the smallest score in steps of (largest - smallest) / 200, strictly above is anomalous; false-positive rates
-below 0.3 are kept and divided by the largest of them.
+dinomaly: thresholds from the smallest score in steps of (largest - smallest) / 200, strictly above is anomalous; false-positive
+rates below 0.3 are kept and divided by the largest of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def strip_keys(low: float, high: float) -> Ints:
     return np.concatenate((ends[:1], most, ends[1:]))
 
 
-def strip_areas(counts: Counts, regions: int) -> dict[str, Area | str]:
+def strip_areas(counts: Counts) -> dict[str, Area | str]:
     """P-AUROC, P-AP and AUPRO of the `paper` variant from counts at `strip_keys`; a text is the reason why there is no value."""
     fp, tp, share = (_twice(part) for part in (counts.normal, counts.anomalous, counts.share))
     fpr, tpr, pro = fp / fp[0], tp / tp[0], share / share[0]
@@ -80,7 +80,8 @@ def threshold_keys(low: float, high: float, dtype: Any) -> Ints:
         raise MetricError(_CONSTANT.format("Dinomaly"), "Use the exact variant.")
     thresholds = np.arange(lo, hi, (hi - lo) / STRIPS, dtype=dtype)
     keys = keys_of(thresholds) + 1  # the next larger score
-    return np.minimum(keys, keys_of(np.array([hi], dtype=dtype))[0])
+    clipped: Ints = np.minimum(keys, keys_of(np.array([hi], dtype=dtype))[0])
+    return clipped
 
 
 def threshold_aupro(counts: Counts, normal: int, regions: int) -> Area | str:
@@ -114,5 +115,5 @@ def _slack(split: NDArray[Any], total: float) -> float:
 
 
 def _trapezoid(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Area under the polygon through (x, y), x ascending. (numpy.trapezoid is younger than the oldest NumPy that we run on.)"""
+    """Area under the polygon through (x, y), x ascending; numpy.trapezoid is younger than the oldest NumPy that we run on."""
     return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
