@@ -183,7 +183,7 @@ def test_dinov2_positions_pass_through_float32() -> None:
     rounded, exact = resize_position(embedding, (4, 4), float32=True), resize_position(embedding, (4, 4), float32=False)
     assert rounded.dtype == torch.float64
     assert torch.equal(rounded[:, 0], embedding[:, 0].float().double())
-    assert 0 < float((rounded - exact).abs().max()) < 1e-6
+    assert 0 < float((rounded - exact).abs().max()) < 1e-5
     assert resize_position(embedding, (5, 5), float32=True) is embedding  # the native grid is left alone
 
 
