@@ -7,7 +7,7 @@ layers(images (B, 3, H, W), indices) -> list of (B, prefix + h * w, D), official
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +54,8 @@ def construct(entry: EncoderEntry, image_size: Size) -> Encoder:
         # Imported here: only who asks for it pays for it.
         from inpbench.methods.builtin_encoder import BuiltinEncoder
 
-        builtin: Encoder = BuiltinEncoder(image_size)
-        return builtin
-    return BeitEncoder(entry) if entry.kind == "beit" else VisionTransformer(entry)  # type: ignore[return-value]
+        return cast(Encoder, BuiltinEncoder(image_size))
+    return cast(Encoder, BeitEncoder(entry) if entry.kind == "beit" else VisionTransformer(entry))
 
 
 def build_encoder(name: str, ctx: Context, image_size: Size) -> Encoder:

@@ -56,7 +56,7 @@ def hard_mining_weight(distance: Tensor, share: float, factor: float) -> Tensor:
 def scale_gradient(target: Tensor, weight: Tensor) -> None:
     """Register a hook that multiplies the gradient arriving at `target` by `weight` (broadcast)."""
     if target.requires_grad:
-        target.register_hook(lambda gradient: gradient * weight)
+        target.register_hook(lambda gradient: gradient * weight)  # type: ignore[no-untyped-call]
 
 
 def threshold_weight(distance: Tensor, alpha: float) -> Tensor:

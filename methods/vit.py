@@ -51,7 +51,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(self.patch, self.dim)
         self.blocks = nn.ModuleList(
             # LayerScale starts at 1 here (the originals: 1e-8, always overwritten), so that random weights give features.
-            Block(self.dim, self.heads, qkv_bias=True, init_values=1.0 if entry.layer_scale else None, norm_layer=norm)
+            Block(self.dim, self.heads, qkv_bias=True, init_values=1.0 if entry.layer_scale else None, norm_layer=norm)  # type: ignore[arg-type]
             for _ in range(entry.depth)
         )
         self.norm = norm(self.dim)

@@ -311,7 +311,7 @@ def check_hard_mining(case: Case) -> None:
         hooked = [output * 1.0 for output in fresh]  # the hook belongs on a tensor of the graph
         loss = mined_global_cosine(targets, hooked, lambda d, p=share: hard_mining_weight(d, p, config["factor"]))  # type: ignore[misc]
         loss.backward()
-        rows["loss"].append(float(loss))
+        rows["loss"].append(float(loss.detach()))
         rows["thresh"].append([float(hard_mining_threshold(distance, share)) for distance in distances])
         rows["k"].append([hard_mining_count(distance.numel(), share) for distance in distances])
         rows["n_scaled"].append([int((hard_mining_weight(distance, share, 0.5) != 1).sum()) for distance in distances])

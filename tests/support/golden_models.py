@@ -136,8 +136,9 @@ def check_inp_model(case: Case) -> None:
     _check_maps(compare, method, images, size)
     if "grad_norm" in config:
         _check_gradients(compare, method, output)
+    start = {key: value.clone() for key, value in method.state().items()}
     for name, expected in config.get("training", {}).items():
-        load_formula(method, config["formula_seed"])
+        method.load_state(start)
         _check_training(compare, method, images, name, expected)
     compare.finish()
 
