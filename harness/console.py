@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from inpbench.harness.plan import Cell
 
 Display = Literal["auto", "full", "plain", "none"]
+FILE_WIDTH = 140  # characters
 
 
 def describe_seconds(seconds: float) -> str:
@@ -35,7 +36,9 @@ def talk() -> Console:
     """The console for talk (stderr); colours are off outside a terminal and with NO_COLOR."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    # A file has no width: rich would assume 80 columns and fold the plan's notes.
+    width = None if sys.stderr.isatty() or os.environ.get("COLUMNS") else FILE_WIDTH
+    return Console(stderr=True, highlight=False, width=width)
 
 
 def print_error(message: str, hint: str) -> None:

@@ -229,7 +229,7 @@ def _commit_cell(row: Row, notes: Footnotes) -> Cell:
     states = [record.stamp.get("git") or {} for record in row.records]
     commits = list(dict.fromkeys(str(state.get("commit", MISSING))[:7] for state in states))
     dirty = any(state.get("dirty") for state in states)
-    return Cell(", ".join(commits), (notes.mark("run from sources with uncommitted changes", "*"),) if dirty else ())
+    return Cell(", ".join(commits), (notes.mark("run from sources with uncommitted changes", "+"),) if dirty else ())
 
 
 def _hardware_line(table: Table, rows: Sequence[Row]) -> None:

@@ -35,7 +35,7 @@ class Registry(Generic[Info]):
 
     def __init__(self, kind: str, info_type: type[Info], builtin_module: str, group: str) -> None:
         self.kind = kind
-        self._info_type = info_type
+        self._info_type: type[Info] = info_type
         self._builtin_module = builtin_module
         self._group = group
         self._added: dict[str, Info] = {}

@@ -24,7 +24,7 @@ from inpbench.harness.claims import claim
 from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.errors import BenchError
 from inpbench.harness.evaluation import CategoryResult, evaluate_category
-from inpbench.harness.loading import TrainingImages
+from inpbench.harness.loading import TrainingImages, prepare
 from inpbench.harness.plan import Cell, marks_of
 from inpbench.harness.records import Record, RecordStore, new_record
 from inpbench.harness.registry import resolve
@@ -134,6 +134,15 @@ def seed_everything(seed: int) -> None:
 def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Progress, store: RecordStore) -> None:
     """Train and test every model of the cell, then complete the record."""
     assert cell.manifest is not None and cell.request is not None
+    # Everything is decoded first: a strict run meets a broken test image before it trains, and a resumed one notes it again.
+    prepare(
+        cell.manifest,
+        cell.manifest.categories,
+        cell.params.preprocess,
+        options.scoring,
+        cache=options.pixel_cache,
+        progress=progress,
+    )
     results: dict[str, CategoryResult] = {}
     cost = Cost()
     for unit, categories in units_of(cell).items():

@@ -226,6 +226,8 @@ def terminal(tables: Sequence[Table], width: int) -> Group:
             parts.append(_drawn(table, [0, *details]))
         else:
             parts.append(_drawn(table, range(len(table.columns))))
+        if any(cell.best for row in table.rows for cell in row):
+            parts.append(Text("* the best of its column", style="dim"))
         parts += [Text(f"[{symbol}] {note}", style="dim") for symbol, note in table.footnotes]
         parts += [Text(line, style="yellow") for line in table.below]
         parts.append(Text(""))

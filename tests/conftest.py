@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# One thread: the models of the tests are tiny, and two threads that wait for each other on a busy machine are ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 

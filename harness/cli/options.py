@@ -15,12 +15,12 @@ DEFAULT_RESULTS = Path("results") / "runs"
 Results = Annotated[
     Path | None,
     typer.Option(
-        "--results", metavar="DIR", help="Folder of the records [default: $INPBENCH_RESULTS or results/runs].", show_default=False
+        "--results", metavar="DIR", help="Folder of the records (default: $INPBENCH_RESULTS or results/runs).", show_default=False
     ),
 ]
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", metavar="DIR", help="Root of the data set [default: $INPBENCH_DATA/NAME].", show_default=False),
+    typer.Option("--data-root", metavar="DIR", help="Root of the data set (default: $INPBENCH_DATA/NAME).", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Set = Annotated[

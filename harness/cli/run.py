@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from inpbench.harness import errors
+from inpbench.harness.cli import run_options as option
 from inpbench.harness.cli.options import DataRoot, Json, Results, Set, results_folder, split_ints, split_names
 from inpbench.harness.errors import NothingError, UsageError
 
@@ -20,81 +19,34 @@ if TYPE_CHECKING:
     from inpbench.harness.runner import Tally
 
 
-class MaskRule(str, Enum):
-    """How a resized mask becomes binary (spec: which rule a published number used changes its pixel metrics)."""
-
-    gt05 = "gt05"
-    gt0 = "gt0"
-    crr = "crr"
-
-
-class Variant(str, Enum):
-    """Definitions of the metrics."""
-
-    exact = "exact"
-    paper = "paper"
-    dinomaly = "dinomaly"
-
-
-class Engine(str, Enum):
-    """How a method trains: the same mathematics, with or without caches."""
-
-    fast = "fast"
-    reference = "reference"
-
-
-class DisplayMode(str, Enum):
-    """What is shown while running."""
-
-    auto = "auto"
-    full = "full"
-    plain = "plain"
-    none = "none"
-
-
 def run(
-    methods: Annotated[str, typer.Option("--methods", "-m", help="Methods, separated by commas (bench list methods).")],
-    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Data sets, separated by commas (bench list datasets).")],
-    setting: Annotated[str, typer.Option("--setting", "-s", help="What is trained on what (bench list settings).")] = "multi_class",
-    seeds: Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas; the table shows mean and deviation.")] = "1",
-    shots: Annotated[str, typer.Option("--shots", help="Numbers of support images for few-shot settings.")] = "",
-    preset: Annotated[str, typer.Option("--preset", help="Named parameter values: paper, fast, smoke, demo.")] = "paper",
-    encoder: Annotated[
-        str | None, typer.Option("--encoder", help="Encoder of the methods that have one; `builtin` needs no download.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights", metavar="FILE|DIR|random", help="Encoder weights [default: $INPBENCH_WEIGHTS].", show_default=False
-        ),
-    ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Allow missing encoder weights to be fetched by timm.")] = False,
+    methods: option.Methods,
+    dataset: option.Datasets,
+    setting: option.SettingName = "multi_class",
+    seeds: option.Seeds = "1",
+    shots: option.Shots = "",
+    preset: option.Preset = "paper",
+    encoder: option.Encoder = None,
+    weights: option.Weights = None,
+    download: option.Download = False,
     set_: Set = None,
     data_root: DataRoot = None,
-    categories: Annotated[str, typer.Option("--categories", help="Only these categories, separated by commas.")] = "",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="At most this many images of each category, split and defect; marked.")
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="FILE", help="An official model.pth to test instead of training.")
-    ] = None,
-    variant: Annotated[Variant, typer.Option("--variant", help="Metric definitions (bench list metrics).")] = Variant.exact,
-    mask_rule: Annotated[MaskRule, typer.Option("--mask-rule", help="How resized masks become binary.")] = MaskRule.gt05,
-    engine: Annotated[Engine, typer.Option("--engine", help="reference trains the originals' way, without caches.")] = Engine.fast,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    eval_batch: Annotated[int, typer.Option("--eval-batch", min=1, help="Images tested at once; changes no number.")] = 16,
-    strict: Annotated[
-        bool, typer.Option("--strict/--lenient", help="Stop at the first bad file, or skip it and say so in the record.")
-    ] = True,
-    pixel_cache: Annotated[bool, typer.Option("--pixel-cache/--no-pixel-cache", help="Keep decoded pixels on disk.")] = True,
+    categories: option.Categories = "",
+    limit: option.Limit = None,
+    checkpoint: option.Checkpoint = None,
+    variant: option.VariantName = option.Variant.exact,
+    mask_rule: option.MaskRuleName = option.MaskRule.gt05,
+    engine: option.EngineName = option.Engine.fast,
+    device: option.Device = "auto",
+    eval_batch: option.EvalBatch = 16,
+    strict: option.Strict = True,
+    pixel_cache: option.PixelCache = True,
     results: Results = None,
-    force: Annotated[bool, typer.Option("--force", help="Run finished cells again.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    force: option.Force = False,
+    dry_run: option.DryRun = False,
     json_: Json = False,
-    display: Annotated[DisplayMode, typer.Option("--display", help="What is shown while running.")] = DisplayMode.auto,
-    snapshot_every: Annotated[
-        float, typer.Option("--snapshot-every", min=0.0, metavar="SECONDS", help="Time between two training snapshots.")
-    ] = 30.0,
+    display: option.Display = option.DisplayMode.auto,
+    snapshot_every: option.SnapshotEvery = 30.0,
 ) -> None:
     """Train and test methods on data sets, side by side; running the same command again goes on where it stopped.
 
@@ -131,7 +83,7 @@ def run(
     live = Live(display.value)
     if json_ and dry_run:
         _print_json({"cells": [cell.summary() for cell in cells]})
-    elif display is not DisplayMode.none:
+    elif display is not option.DisplayMode.none:
         print_plan(cells, live.console)
     _refuse_if_impossible(cells)
     if dry_run:
@@ -205,7 +157,9 @@ def _execute(
         return run_cells(cells, store, options, live.cell)
 
 
-def _print_outcome(cells: Sequence[Cell], store: Any, tally: Tally | None, live: Any, json_: bool, display: DisplayMode) -> None:
+def _print_outcome(
+    cells: Sequence[Cell], store: Any, tally: Tally | None, live: Any, json_: bool, display: option.DisplayMode
+) -> None:
     """The leaderboard of the requested cells on stdout, failures on stderr."""
     from inpbench.harness.leaderboard import build_tables, render
 
@@ -219,5 +173,5 @@ def _print_outcome(cells: Sequence[Cell], store: Any, tally: Tally | None, live:
         typer.echo(render(tables, "json"))
     elif tables:
         typer.echo(render(tables, "terminal"))
-    if display is not DisplayMode.none and records:
+    if display is not option.DisplayMode.none and records:
         live.console.print(f"Records: {store.folder}", markup=False)

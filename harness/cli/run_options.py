@@ -1,0 +1,82 @@
+"""The options of `bench run`, one type an option; the verb's signature lists them with their defaults."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class MaskRule(str, Enum):
+    """How a resized mask becomes binary (spec: which rule a published number used changes its pixel metrics)."""
+
+    gt05 = "gt05"
+    gt0 = "gt0"
+    crr = "crr"
+
+
+class Variant(str, Enum):
+    """Definitions of the metrics."""
+
+    exact = "exact"
+    paper = "paper"
+    dinomaly = "dinomaly"
+
+
+class Engine(str, Enum):
+    """How a method trains: the same mathematics, with or without caches."""
+
+    fast = "fast"
+    reference = "reference"
+
+
+class DisplayMode(str, Enum):
+    """What is shown while running."""
+
+    auto = "auto"
+    full = "full"
+    plain = "plain"
+    none = "none"
+
+
+Methods = Annotated[str, typer.Option("--methods", "-m", help="Methods, separated by commas (bench list methods).")]
+Datasets = Annotated[str, typer.Option("--dataset", "-d", help="Data sets, separated by commas (bench list datasets).")]
+SettingName = Annotated[str, typer.Option("--setting", "-s", help="What is trained on what (bench list settings).")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas; the table shows mean and deviation.")]
+Shots = Annotated[str, typer.Option("--shots", help="Numbers of support images, for settings that have them.")]
+Preset = Annotated[str, typer.Option("--preset", help="Named parameter values: paper, fast, smoke, demo.")]
+Encoder = Annotated[
+    str | None,
+    typer.Option("--encoder", metavar="NAME", help="Encoder of the methods that have one; `builtin` needs no download."),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="FILE|DIR|random", help="Encoder weights (default: $INPBENCH_WEIGHTS).", show_default=False),
+]
+Download = Annotated[bool, typer.Option("--download", help="Allow missing encoder weights to be fetched by timm.")]
+Categories = Annotated[str, typer.Option("--categories", help="Only these categories, separated by commas.")]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="At most this many images of each category, split and defect; marked."),
+]
+Checkpoint = Annotated[
+    Path | None, typer.Option("--checkpoint", metavar="FILE", help="An official model.pth to test instead of training.")
+]
+VariantName = Annotated[Variant, typer.Option("--variant", help="Metric definitions (bench list metrics).")]
+MaskRuleName = Annotated[MaskRule, typer.Option("--mask-rule", help="How resized masks become binary.")]
+EngineName = Annotated[Engine, typer.Option("--engine", help="reference trains the originals' way, without caches.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+EvalBatch = Annotated[int, typer.Option("--eval-batch", min=1, help="Images tested at once; changes no number.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict/--lenient", help="Stop at the first bad file, or skip it and say so in the record."),
+]
+PixelCache = Annotated[bool, typer.Option("--pixel-cache/--no-pixel-cache", help="Keep decoded pixels on disk.")]
+Force = Annotated[bool, typer.Option("--force", help="Run finished cells again.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
+Display = Annotated[DisplayMode, typer.Option("--display", help="What is shown while running.")]
+SnapshotEvery = Annotated[
+    float, typer.Option("--snapshot-every", min=0.0, metavar="SECONDS", help="Time between two training snapshots.")
+]
