@@ -14,7 +14,7 @@ from inpbench.harness.metrics.pixel import PixelMetrics
 
 
 class CategoryMetrics:
-    """Image and pixel metrics of one category in one pass; memory does not grow with the number of images."""
+    """Image and pixel metrics of one category in one pass; memory is constant but for a score and a label an image."""
 
     def __init__(self, variant: Variant = "exact", device: torch.device | str = "cpu") -> None:
         """variant: a key of VARIANTS. device: where the maps are."""

@@ -169,9 +169,8 @@ class PixelMetrics:
         self._range = self._extremes()
         if self._histogram is None:
             self._histogram = PixelHistogram(self.device) if self._bins is None else PixelHistogram(self.device, self._bins)
-        for chunk in self._store.chunks():
-            for piece in torch.split(chunk, PIECE):
-                self._histogram.add(piece, self._dtype or piece.dtype)
+        for chunk in self._store.pop():
+            self._histogram.add(chunk, self._dtype or chunk.dtype)
         scores, (areas, regions) = self._store.anomalous(), self._masks.regions()
         for start in range(0, areas.size, PIECE):
             self._histogram.add_anomalous(scores[start : start + PIECE], areas[start : start + PIECE])

@@ -76,10 +76,16 @@ class PixelStore:
         self._chunks, self._anomalous = [chunk.float() for chunk in self._chunks], [self.anomalous().float()]
         self.dtype, self._extremes = torch.float32, None
 
+    def pop(self) -> Iterator[Tensor]:
+        """The scores, (n,) at a time, forgetting each; the anomalous ones stay until `clear`."""
+        chunks, self._chunks = list(self.chunks()), []
+        while chunks:
+            yield chunks.pop(0)
+
     def clear(self) -> None:
-        """Forget every pixel, but keep the first chunk's memory."""
-        self._chunks, self._used, self.total, self._extremes = self._chunks[:1], 0, 0, None
-        self._anomalous = []
+        """Forget every pixel."""
+        self._chunks, self._anomalous, self._extremes = [], [], None
+        self._used = self.total = 0
 
     def range(self) -> tuple[float, float]:
         """Smallest and largest score; NaN if there is one. Waits for the device."""
