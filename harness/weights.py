@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,12 +167,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         content = _read(path)
     except Exception as error:  # a hostile or broken file can raise anything while it is parsed
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        if "weights_only" in str(error) or "Unsupported" in str(error) or "GLOBAL" in str(error):
-            reason = "it contains Python objects other than tensors, which could run code and are never loaded"
         raise WeightsError(
-            f"{path} cannot be read as weights ({path.stat().st_size} bytes): {type(error).__name__}: {reason}",
-            "Download the file again from its authors and compare its size; it may be truncated, hostile or no checkpoint.",
+            f"{path} cannot be read as weights ({path.stat().st_size} bytes): {_reason(path, error)}.",
+            "Download the file again from its authors and compare its size; keep away from files of unknown origin.",
         ) from error
     found = _tensors(content)
     for key in _CONTAINERS:
@@ -186,6 +184,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if broken:
         raise WeightsError(f"{path} holds values that are not finite in {broken[0]}.", "Download the file again from its authors.")
     return found
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file could not be parsed, in words."""
+    with path.open("rb") as stream:
+        head = stream.read(4)
+    if not head:
+        return "it is empty"
+    if path.suffix == ".safetensors":
+        return f"it is truncated or no safetensors file ({error})"
+    if not head.startswith((b"PK\x03\x04", b"\x80")):
+        return "it is no PyTorch file"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds Python objects other than tensors, which could run code and are never loaded"
+    return f"it is truncated or damaged ({type(error).__name__})"
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ The loss is looked at every 20 steps and at each snapshot only, so that the devi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -139,7 +140,7 @@ class Trainer:
 
     def _report(self, done: int, losses: list[Tensor], rate: float) -> None:
         mean = float(torch.stack(losses).mean())
-        if not torch.isfinite(torch.tensor(mean)):
+        if not math.isfinite(mean):
             raise BenchError(f"The loss is {mean} between steps {done - len(losses)} and {done} of {self.steps}.", self.advice)
         epochs = -(-self.steps // self.order.per_epoch)
         self.ctx.progress(done, self.steps, f"epoch {-(-done // self.order.per_epoch)}/{epochs}", loss=mean, lr=rate)
