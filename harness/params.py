@@ -142,6 +142,15 @@ def plain(params: Any) -> dict[str, Any]:
     return {field.name: convert(getattr(params, field.name)) for field in dataclasses.fields(params)}
 
 
+def from_plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `plain`: lists become tuples again, so that `build` takes the values as they are. Texts stay texts."""
+
+    def convert(value: Any) -> Any:
+        return tuple(convert(item) for item in value) if isinstance(value, list) else value
+
+    return {key: convert(value) for key, value in data.items()}
+
+
 def label(name: str, preset: str, params: Any, base: Any) -> str:
     """How a method is called in tables: `inp_former`, `inp_former:demo`, `inp_former:demo(inp_num=4)`.
 

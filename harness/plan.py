@@ -140,6 +140,10 @@ def _check(request: Request, setting: Setting) -> None:
         )
     if request.shots and not setting.shots:
         raise UsageError(f"{setting.name} has no shots.", "Leave --shots out, or type: --setting few_shot")
+    if request.checkpoint is not None and (len(request.methods) > 1 or setting.unit == "category"):
+        raise UsageError(
+            "--checkpoint is one model of one method; this run has several.", "Type: --methods NAME --setting multi_class"
+        )
     owners = {*request.methods, *request.datasets}
     for owner in request.changes:
         if owner not in owners:
@@ -230,7 +234,11 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
         "input": _jsonable(asdict(preprocess)),
         "scoring": _jsonable(asdict(scoring)),
         "metrics": {"suite": _suite_version(), "variant": request.variant},
-        "weights": {spec.name: weights.identity(spec) for spec in cell.method.weights(cell.params)},
+        "weights": {
+            # An official checkpoint holds its encoder: no other file is looked for.
+            spec.name: "in the checkpoint" if request.checkpoint and spec.source == "file" else weights.identity(spec)
+            for spec in cell.method.weights(cell.params)
+        },
         "engine": request.engine,
         "limit": request.limit,
         "selection": "last",

@@ -25,15 +25,16 @@ from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.errors import BenchError
 from inpbench.harness.evaluation import CategoryResult, evaluate_category
 from inpbench.harness.loading import TrainingImages, prepare
+from inpbench.harness.models import save_model
 from inpbench.harness.plan import Cell, marks_of
 from inpbench.harness.records import Record, RecordStore, new_record
 from inpbench.harness.registry import resolve
 from inpbench.harness.snapshots import FolderSnapshots
 from inpbench.harness.stamp import make_stamp
+from inpbench.harness.weights import WeightStore
 
 if TYPE_CHECKING:
     from inpbench.harness.scoring import Scoring
-    from inpbench.harness.weights import WeightStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Options:
     eval_batch: int = 16
     snapshot_every_s: float = 30.0
     pixel_cache: bool = True
+    keep_models: bool = True
     dtype: torch.dtype = torch.float32
 
 
@@ -186,7 +188,8 @@ def _run_unit(
         dtype=options.dtype,
         seed=cell.seed,
         setting=cell.setting.name,
-        weights=options.weights,
+        # An official checkpoint holds its encoder: the tensors drawn here are all replaced by it.
+        weights=options.weights if cell.request.checkpoint is None else WeightStore("random"),
         snapshots=snapshots,
         progress=progress,
         shots=cell.shots,
@@ -219,6 +222,8 @@ def _run_unit(
         results[category] = evaluate_category(cell, category, method, options, cost)
         results[category].write(work / "tested", category)
     progress(len(categories), len(categories), "tested")
+    if options.keep_models:
+        save_model(work.with_suffix(".models"), unit, cell.id, method.state())
     count_cost(method, preprocess.crop, options, cost)
     snapshots.clear()
     del method

@@ -269,3 +269,49 @@ def test_data_verify_and_show(tmp_path: Path) -> None:
 def test_doctor() -> None:
     rows = bench("doctor", "--json").json()
     assert {"python", "torch", "cuda", "results", "cache"} <= {row["what"] for row in rows}
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+SMOKE = ["run", "--methods", "inp_former", "--encoder", "builtin", "--preset", "smoke", *TINY]
+
+
+def test_export_official_and_test_it(results: Path, tmp_path: Path) -> None:
+    assert bench(*SMOKE, "--results", results).code == 0
+    record = json.loads(next(results.rglob("inp_former/*.json")).read_text())
+    model = tmp_path / "model.pth"
+    outcome = bench("export", record["id"][:8], "--results", results, "--out", model)
+    assert outcome.code == 0, outcome.err
+    again = bench(*SMOKE, "--checkpoint", model, "--results", tmp_path / "again")
+    assert again.code == 0, again.err
+    tested = json.loads(next((tmp_path / "again").rglob("*.json")).read_text())
+    assert tested["identity"]["checkpoint"].startswith("sha256:")
+    assert tested["metrics"]["mean"] == record["metrics"]["mean"]
+
+
+def test_export_errors(results: Path, tmp_path: Path) -> None:
+    assert bench(*RAW, "--results", results, "--no-keep-models").code == 0
+    id12 = next(results.rglob("raw_pixel/*.json")).stem
+    missing = bench("export", "0123456789", "--results", results, "--out", tmp_path / "m")
+    assert missing.code == 4 and "No record" in missing.err
+    not_kept = bench("export", id12, "--results", results, "--out", tmp_path / "m")
+    assert not_kept.code == 3 and "--no-keep-models" in not_kept.err
+
+
+def test_hostile_checkpoint_is_refused(results: Path, tmp_path: Path) -> None:
+    import os
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    (tmp_path / "model.pth").write_bytes(pickle.dumps(Evil()))
+    outcome = bench(*SMOKE, "--checkpoint", tmp_path / "model.pth", "--results", results)
+    assert outcome.code == 1 and "model.pth" in outcome.err
+    assert not (tmp_path / "owned").exists()
+
+
+def test_checkpoint_is_for_one_model(results: Path, tmp_path: Path) -> None:
+    outcome = bench(*SMOKE, "-s", "single_class", "--checkpoint", tmp_path / "m.pth", "--results", results)
+    assert outcome.code == 2 and "one model" in outcome.err

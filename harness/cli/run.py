@@ -15,7 +15,9 @@ from inpbench.harness.errors import NothingError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from inpbench.harness.console import Live
     from inpbench.harness.plan import Cell
+    from inpbench.harness.records import RecordStore
     from inpbench.harness.runner import Tally
 
 
@@ -41,6 +43,7 @@ def run(
     eval_batch: option.EvalBatch = 16,
     strict: option.Strict = True,
     pixel_cache: option.PixelCache = True,
+    keep_models: option.KeepModels = True,
     results: Results = None,
     force: option.Force = False,
     dry_run: option.DryRun = False,
@@ -88,7 +91,15 @@ def run(
     _refuse_if_impossible(cells)
     if dry_run:
         return
-    tally = _execute(cells, store, live, device, eval_batch, snapshot_every, pixel_cache, weight_store, scoring)
+    options = {
+        "eval_batch": eval_batch,
+        "snapshot_every_s": snapshot_every,
+        "pixel_cache": pixel_cache,
+        "keep_models": keep_models,
+        "weights": weight_store,
+        "scoring": scoring,
+    }
+    tally = _execute(cells, store, live, device, options)
     _print_outcome(cells, store, tally, live, json_, display)
     if tally is not None and tally.failed:
         raise typer.Exit(errors.EXIT_NEGATIVE)
@@ -129,36 +140,18 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def _execute(
-    cells: Sequence[Cell],
-    store: Any,
-    live: Any,
-    device: str,
-    eval_batch: int,
-    snapshot_every: float,
-    pixel_cache: bool,
-    weights: Any,
-    scoring: Any,
-) -> Tally | None:
-    """Run what is to do; imports torch only then."""
+def _execute(cells: Sequence[Cell], store: RecordStore, live: Live, device: str, options: dict[str, Any]) -> Tally | None:
+    """Run what is to do; torch is imported only then."""
     if not any(cell.status == "todo" for cell in cells):
         return None
     from inpbench.harness.runner import Options, run_cells
 
-    options = Options(
-        device=find_device(device),
-        scoring=scoring,
-        weights=weights,
-        eval_batch=eval_batch,
-        snapshot_every_s=snapshot_every,
-        pixel_cache=pixel_cache,
-    )
     with live:
-        return run_cells(cells, store, options, live.cell)
+        return run_cells(cells, store, Options(device=find_device(device), **options), live.cell)
 
 
 def _print_outcome(
-    cells: Sequence[Cell], store: Any, tally: Tally | None, live: Any, json_: bool, display: option.DisplayMode
+    cells: Sequence[Cell], store: RecordStore, tally: Tally | None, live: Live, json_: bool, display: option.DisplayMode
 ) -> None:
     """The leaderboard of the requested cells on stdout, failures on stderr."""
     from inpbench.harness.leaderboard import build_tables, render
@@ -167,7 +160,7 @@ def _print_outcome(
         assert record.error is not None
         live.console.print(f"failed: {record.label}: {record.error['type']}: {record.error['message']}", markup=False, style="red")
         live.console.print(f"  record: {store.path_of(record.identity)}", markup=False)
-    records = [record for cell in cells if cell.id and (record := store.find(cell.id)) is not None]
+    records = [found for cell in cells if cell.id and (found := store.find(cell.id)) is not None]
     tables = build_tables(records)
     if json_:
         typer.echo(render(tables, "json"))

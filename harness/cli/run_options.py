@@ -74,6 +74,9 @@ Strict = Annotated[
     typer.Option("--strict/--lenient", help="Stop at the first bad file, or skip it and say so in the record."),
 ]
 PixelCache = Annotated[bool, typer.Option("--pixel-cache/--no-pixel-cache", help="Keep decoded pixels on disk.")]
+KeepModels = Annotated[
+    bool, typer.Option("--keep-models/--no-keep-models", help="Keep what was learned beside the record (bench export).")
+]
 Force = Annotated[bool, typer.Option("--force", help="Run finished cells again.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Display = Annotated[DisplayMode, typer.Option("--display", help="What is shown while running.")]
