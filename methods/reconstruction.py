@@ -10,6 +10,7 @@ A method supplies the network, the loss and the number of steps. Official checkp
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
@@ -54,7 +55,7 @@ class _Whole(nn.Module):
             setattr(self, name, parameter)
 
 
-class ReconstructionMethod:
+class ReconstructionMethod(ABC):
     """Base of INP-Former and Dinomaly: a `harness.api.Method` but for `build`, `loss` and `total_steps`."""
 
     keep_prefix: bool = False  # whether class and register tokens go through the network
@@ -72,17 +73,17 @@ class ReconstructionMethod:
 
     # --- supplied by a method ---------------------------------------------------------------------------------------
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The trainable network, initialised from torch's CPU generator."""
-        raise AssertionError(f"{type(self).__name__} has no build()")
 
+    @abstractmethod
     def loss(self, output: Reconstruction, step: int) -> Tensor:
         """The training loss of a batch at a step (0-based), with its gradient hooks registered."""
-        raise AssertionError(f"{type(self).__name__} has no loss()")
 
+    @abstractmethod
     def total_steps(self, per_epoch: int) -> int:
         """Optimiser steps of a run whose epoch has `per_epoch` steps."""
-        raise AssertionError(f"{type(self).__name__} has no total_steps()")
 
     # --- the road of an image -----------------------------------------------------------------------------------------
 
