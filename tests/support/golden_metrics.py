@@ -123,3 +123,14 @@ def check_eval_metrics(case: Case) -> None:
     for row, masks in enumerate(rules):
         found = evaluate(maps, image_scores(maps, official), masks, arrays["labels"], "dinomaly")[3:]
         close(found, arrays["binarisation_effect"][row], EXACT, f"{case.name} binarisation_effect row {row}")
+
+
+def check_crr_stage1(case: Case) -> None:
+    """crr_eval*, the row `stage1_sklearn`: CRR's mask rule, with exact metrics and Dinomaly's AUPRO."""
+    config, arrays = case.config["config"], case.arrays
+    crop, scoring = (config["S"], config["S"]), Scoring(metric_size=(config["resize_mask"], config["resize_mask"]), mask_rule="crr")
+    groups = sorted(int(name[2:]) for name in arrays if re.fullmatch(r"en\d+", name))
+    amap = cosine_map(*([torch.from_numpy(arrays[f"{kind}{i}"]).double() for i in groups] for kind in ("en", "de")), crop)
+    maps, masks = smooth_maps(amap, crop, scoring), ground_truth(torch.from_numpy(arrays["gt_u8"]).double() / 255, scoring)
+    found = evaluate(maps, image_scores(maps, scoring), masks, arrays["labels"], "dinomaly")
+    close(found, arrays["stage1_sklearn"], EXACT, f"{case.name} stage1_sklearn")
