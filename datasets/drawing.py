@@ -113,15 +113,20 @@ def hexagon(v: Array, u: Array, apothem: float) -> Array:
     return np.maximum(first, np.abs(u)) - apothem
 
 
-def polyline(where: Canvas, points: Array) -> Array:
-    """(S, S) distance to the broken line through `points` (K, 2), given as (y, x)."""
-    best = np.full(where.y.shape, np.inf)
+def polyline(where: Canvas, points: Array, reach: float) -> Array:
+    """(S, S) distance to the broken line through `points` (K, 2), given as (y, x); infinite beyond `reach` units around it."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    middle, extent = (low + high) / 2, float((high - low).max()) / 2
+    window = near(where, (float(middle[0]), float(middle[1])), extent + reach)
+    y, x = where.y[window], where.x[window]
+    best = np.full(y.shape, np.inf)
     for (y0, x0), (y1, x1) in pairwise(points):
         dy, dx = y1 - y0, x1 - x0
-        along = ((where.y - y0) * dy + (where.x - x0) * dx) / max(dy * dy + dx * dx, 1e-9)
-        along = np.clip(along, 0.0, 1.0)
-        np.minimum(best, (where.y - y0 - along * dy) ** 2 + (where.x - x0 - along * dx) ** 2, out=best)
-    return np.sqrt(best)
+        along = np.clip(((y - y0) * dy + (x - x0) * dx) / max(dy * dy + dx * dx, 1e-9), 0.0, 1.0)
+        np.minimum(best, (y - y0 - along * dy) ** 2 + (x - x0 - along * dx) ** 2, out=best)
+    distance = np.full(where.y.shape, np.inf)
+    distance[window] = np.sqrt(best)
+    return distance
 
 
 def cover(distance: Array, soft: float) -> Array:

@@ -85,7 +85,7 @@ def wood(where: Canvas, rng: Generator, missing: Part | None) -> Scene:
     """Board with wavy annual rings, fibres and pores along the grain; missing: a splinter torn out along the grain."""
     size = where.size
     v, u = rotated(where, np.deg2rad(2.5) * rng.standard_normal(), MIDDLE)
-    bend = 9.0 * smooth_noise(rng, size, 2, 3) + 2.0 * smooth_noise(rng, size, 4, 10)
+    bend = 6.0 * smooth_noise(rng, size, 2, 3) + 2.0 * smooth_noise(rng, size, 4, 10)
     rings = (u + bend) / (21.0 * (1.0 + 0.08 * rng.standard_normal())) + rng.uniform()
     phase = rings - np.floor(rings)
     late = np.where(phase < 0.8, phase / 0.8, (1.0 - phase) / 0.2) ** 2  # slow darkening, then a sharp edge: late wood
@@ -213,7 +213,7 @@ TRACES = (
 
 
 def board(where: Canvas, rng: Generator, missing: Part | None) -> Scene:
-    """Printed circuit board with chips, cans, resistors and traces; missing: one component, its pads stay."""
+    """Printed circuit board with chips, cans, resistors and traces; missing: one component, its pads and glue stay."""
     size = where.size
     centre, angle = (128.0 + rng.uniform(-4, 4), 128.0 + rng.uniform(-4, 4)), np.deg2rad(1.2) * rng.standard_normal()
     v, u = rotated(where, angle, centre)
@@ -249,7 +249,7 @@ def board(where: Canvas, rng: Generator, missing: Part | None) -> Scene:
     return Scene(np.clip(image, 0.0, 1.0), cover(box(v, u, 112.0, 112.0), 1.0))
 
 
-SOLDER_MASK, METAL = (0.07, 0.33, 0.19), (0.74, 0.75, 0.76)
+SOLDER_MASK, METAL, GLUE = (0.07, 0.33, 0.19), (0.74, 0.75, 0.76), (0.72, 0.14, 0.12)
 
 
 def _chip(view: Array, dv: Array, du: Array, half_v: float, half_u: float, tone: float) -> None:
@@ -262,19 +262,23 @@ def _chip(view: Array, dv: Array, du: Array, half_v: float, half_u: float, tone:
 
 
 def _can(view: Array, dv: Array, du: Array, radius: float, tone: float, *, present: bool) -> None:
-    """An electrolytic capacitor seen from above, with its shadow and polarity mark, or the pads below it."""
+    """An electrolytic capacitor seen from above, with its shadow and polarity mark, or the pads and glue below it."""
     over(view, METAL, cover(box(dv, du, 2.5, radius * 0.6, 1.0), 1.2))
-    if present:
-        over(view, (0.02, 0.10, 0.06), 0.6 * cover(disc(dv - 3.0, du - 3.0, radius), 6.0))
-        over(view, (0.66 * tone, 0.68 * tone, 0.71 * tone), cover(disc(dv, du, radius), 1.2))
-        over(view, (0.17, 0.18, 0.22), cover(np.maximum(disc(dv, du, radius - 2.0), du + radius * 0.35), 1.2))
+    if not present:
+        over(view, GLUE, cover(np.abs(disc(dv, du, radius * 0.55)) - 2.0, 1.2))
+        return
+    over(view, (0.02, 0.10, 0.06), 0.6 * cover(disc(dv - 3.0, du - 3.0, radius), 6.0))
+    over(view, (0.66 * tone, 0.68 * tone, 0.71 * tone), cover(disc(dv, du, radius), 1.2))
+    over(view, (0.17, 0.18, 0.22), cover(np.maximum(disc(dv, du, radius - 2.0), du + radius * 0.35), 1.2))
 
 
 def _resistor(view: Array, dv: Array, du: Array, tone: float, *, present: bool) -> None:
-    """A chip resistor between its two pads, or the bare pads."""
+    """A chip resistor between its two pads, or the pads and the dot of glue that did not hold it."""
     over(view, METAL, cover(box(dv, du, 5.8, 13.0, 1.0), 1.2))
     body = (0.30 * tone, 0.20 * tone, 0.14 * tone) if present else SOLDER_MASK
     over(view, body, cover(box(dv, du, 6.4, 8.5, 0.8), 1.2))
+    if not present:
+        over(view, GLUE, cover(disc(dv, du, 4.0), 1.2))
 
 
 def _pixel(where: Canvas, at: float) -> int:

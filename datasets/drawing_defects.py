@@ -20,7 +20,7 @@ from inpbench.datasets.drawing_categories import Part, Scene
 Redraw = Callable[[Part | None], Scene]  # the same scene again, with a part taken away
 
 RIM = 34.0  # no defect is centred nearer to the border than this (units): many protocols crop 6 % away on each side
-VISIBLE = 0.03  # smallest change of a colour channel that counts as changed
+VISIBLE = 0.045  # smallest change of a colour channel that counts as changed
 FAINTEST = 0.08  # smallest mean change within a mask
 SMALLEST = 100.0  # smallest area of a mask, in square units
 ATTEMPTS = 40
@@ -52,7 +52,7 @@ def scratch(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Arra
     steps = np.stack([np.sin(angles), np.cos(angles)], axis=1) * (length / 8)
     points = np.cumsum(steps, axis=0)
     points += np.array([y, x]) - points[4]
-    distance = polyline(where, points)
+    distance = polyline(where, points, reach=12.0)
     image = scene.image.copy()
     strength = rng.uniform(0.8, 1.0)
     groove, flank = ((0.06, 0.05, 0.05), (0.95, 0.95, 0.93)) if rng.uniform() < 0.5 else ((0.97, 0.97, 0.95), (0.05, 0.05, 0.05))
@@ -103,7 +103,7 @@ def contamination(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -
         heading, curl = rng.uniform(0, 2 * np.pi), rng.uniform(-4.0, 4.0)
         angles = heading + curl * np.linspace(0, 1, 16) + 0.15 * rng.standard_normal(16)
         points = np.cumsum(np.stack([np.sin(angles), np.cos(angles)], axis=1) * rng.uniform(3.2, 5.5), axis=0)
-        distance = polyline(where, points + np.array([y, x]) - points[8]) - rng.uniform(1.6, 2.6)
+        distance = polyline(where, points + np.array([y, x]) - points[8], reach=12.0) - rng.uniform(1.6, 2.6)
     image = scene.image.copy()
     shifted = np.roll(distance, (round(2.0 / where.pixel), round(2.0 / where.pixel)), axis=(0, 1))
     image *= (1.0 - 0.45 * cover(shifted, 3.0))[..., None]
@@ -120,7 +120,7 @@ def missing_part(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) ->
 
 
 def deformation(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Array:
-    """The surface pulled aside or twisted around a place that has structure to deform."""
+    """The surface pulled aside and twisted around a place that has structure to deform."""
     from scipy import ndimage
 
     grey = scene.image.mean(axis=2)
@@ -130,13 +130,11 @@ def deformation(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> 
     reach = rng.uniform(24, 36)
     dy, dx = where.y - y, where.x - x
     bump = np.exp(-(((dy**2 + dx**2) / reach**2) ** 1.5))
-    angle = rng.uniform(0, 2 * np.pi)
-    pull, twist = rng.uniform(11, 17), rng.choice([-1.0, 1.0]) * rng.uniform(0.9, 1.4)
-    if rng.uniform() < 0.5:
-        from_y, from_x = where.y - pull * np.sin(angle) * bump, where.x - pull * np.cos(angle) * bump
-    else:
-        cos, sin = np.cos(twist * bump), np.sin(twist * bump)
-        from_y, from_x = y + cos * dy - sin * dx, x + sin * dy + cos * dx
+    angle, pull = rng.uniform(0, 2 * np.pi), rng.uniform(6, 12)
+    turn = rng.choice([-1.0, 1.0]) * rng.uniform(0.8, 1.3) * bump
+    cos, sin = np.cos(turn), np.sin(turn)
+    from_y = y + cos * dy - sin * dx - pull * np.sin(angle) * bump
+    from_x = x + sin * dy + cos * dx - pull * np.cos(angle) * bump
     at = np.stack([from_y, from_x]) / where.pixel - 0.5
     image = scene.image.copy()
     touched = bump > 1e-3
@@ -170,11 +168,16 @@ def _cleaned(changed: NDArray[np.bool_], where: Canvas) -> NDArray[np.bool_]:
     """`changed` (S, S) with gaps closed, holes filled, and pieces under 10 square units dropped."""
     from scipy import ndimage
 
+    mask = np.zeros_like(changed)
+    rows, cols = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    if rows.size == 0:
+        return mask
     steps = max(1, round(3.0 / where.pixel))
-    closed = ndimage.binary_fill_holes(ndimage.binary_closing(changed, iterations=steps) | changed)
+    inside = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
+    patch = np.pad(changed[inside], steps + 1)  # room for the closing to grow and shrink in
+    closed = ndimage.binary_fill_holes(ndimage.binary_closing(patch, iterations=steps))
     labels, _ = ndimage.label(closed, structure=np.ones((3, 3)))
-    sizes = np.bincount(labels.ravel())
-    keep = sizes * where.pixel**2 >= 10.0
+    keep = np.bincount(labels.ravel()) * where.pixel**2 >= 10.0
     keep[0] = False
-    kept: NDArray[np.bool_] = keep[labels]
-    return kept
+    mask[inside] = keep[labels][steps + 1 : -steps - 1, steps + 1 : -steps - 1]
+    return mask

@@ -1,10 +1,11 @@
 """An encoder that ships with the package: a filter bank in the shape of a ViT. For demos and tests, not for published numbers.
 
     descriptor = [log energies of oriented filters at four scales, moments and contrast of brightness and colour] of each patch
-    layer i    = blur_i((descriptor - mean) @ projection), the later the wider; no prefix token
-Energies are pooled by mean (texture) and by maximum (thin defects). Light enters as a square root and energies as logarithms, so that
-uneven light is nearly an offset. `mean` and `projection` (standardisation, weights of the feature families, principal axes) were
-calibrated once on procedural images that have nothing to do with any data set, by scripts/calibrate_builtin_encoder.py.
+    layer i    = sqrt(2) cos(blur_i((descriptor - mean) @ projection) + phase), the later the wider; no prefix token
+The cosines are random Fourier features: the cosine of two tokens is a Gaussian kernel of their descriptors, so that a token unlike
+all training tokens has a direction that a decoder never learned. Linear features leave a decoder free to extrapolate: measurably worse.
+Energies are pooled by mean (texture) and maximum (thin defects). The constants were calibrated once, on procedural images that have
+nothing to do with any data set, by scripts/calibrate_builtin_encoder.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from inpbench.methods.checkpoint import load_strictly
 
 PATCH = 14
 DEPTH = 12
-HEADS = 3
+HEADS = 12  # INP-Former passes heads x prototypes numbers a token from block to block: few heads learn slowly
 CONSTANTS = "builtin_encoder.safetensors"
 ORIENTATIONS = 6
 WAVELENGTH, ENVELOPE, SIDE = 4.0, 2.0, 9  # of the filters, in pixels of their scale
@@ -79,6 +80,7 @@ class BuiltinEncoder(nn.Module):
     filters: Tensor  # (2 * ORIENTATIONS, 1, SIDE, SIDE)
     mean: Tensor  # (F,)
     projection: Tensor  # (F, D)
+    phase: Tensor  # (D,)
 
     def __init__(self, image_size: Size, constants: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
@@ -97,11 +99,12 @@ class BuiltinEncoder(nn.Module):
     def layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Tokens (B, h * w, D), row by row, of the layers `indices` (0 to 11) for ImageNet-normalised images (B, 3, H, W)."""
         assert all(0 <= index < DEPTH for index in indices), "the parameters' check refuses other layers"
-        tokens = (self.describe(images).permute(0, 2, 3, 1) - self.mean) @ self.projection
-        grid = tokens.permute(0, 3, 1, 2).contiguous()  # (B, D, h, w)
-        widths = {LAYER_BLUR[index] for index in indices}
-        blurred = {width: blur(grid, width).flatten(2).transpose(1, 2).contiguous() for width in widths}
-        return [blurred[LAYER_BLUR[index]] for index in indices]
+        angles = (self.describe(images).permute(0, 2, 3, 1) - self.mean) @ self.projection  # (B, h, w, D)
+        grid = angles.permute(0, 3, 1, 2).contiguous()
+        found = {}
+        for width in {LAYER_BLUR[index] for index in indices}:
+            found[width] = torch.cos(blur(grid, width).flatten(2).transpose(1, 2) + self.phase).mul(math.sqrt(2.0))
+        return [found[LAYER_BLUR[index]] for index in indices]
 
     @torch.no_grad()
     def describe(self, images: Tensor) -> Tensor:

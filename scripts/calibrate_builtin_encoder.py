@@ -4,7 +4,7 @@
 
 Calibration images are "dead leaves": overlapping ellipses and boxes of random colours, some with stripes or grain, in uneven light.
 From the descriptors of their patches: mean; deviation; a weight for each family of features (so that a hundred texture features do
-not drown a dozen of colour); principal axes of the result. Nothing of the synthetic data set enters.
+not drown a dozen of colour); principal axes, half whitened; random frequencies and phases. Nothing of the synthetic set enters.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ IMAGES = 128
 DIM = 96
 ENERGIES = 2 * ORIENTATIONS * 8  # leading descriptors; those after them are colour and brightness
 COLOUR_WEIGHT = 2.0
+WHITENING = 1.0  # axes are divided by sqrt(variance + WHITENING * mean variance)
+BANDWIDTH = (
+    0.5  # of the Gaussian kernel, in deviations of the whitened descriptor: small enough for normal patches to be told apart
+)
 
 
 def dead_leaves(rng: Generator) -> NDArray[np.uint8]:
@@ -58,7 +62,7 @@ def dead_leaves(rng: Generator) -> NDArray[np.uint8]:
 
 def descriptors(images: int) -> torch.Tensor:
     """Descriptors (patches, F) float64 of the calibration images."""
-    encoder = BuiltinEncoder((SIDE, SIDE), {"mean": torch.zeros(1), "projection": torch.zeros(1, 1)})  # `describe` needs none
+    encoder = BuiltinEncoder((SIDE, SIDE), {"projection": torch.zeros(1, 1)})  # `describe` needs no constants
     rng = np.random.Generator(np.random.PCG64(0))
     mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
     found = []
@@ -69,15 +73,20 @@ def descriptors(images: int) -> torch.Tensor:
 
 
 def constants(found: torch.Tensor, dim: int) -> dict[str, torch.Tensor]:
-    """`mean` (F,) and `projection` (F, dim) float32 from descriptors (patches, F)."""
+    """`mean` (F,), `projection` (F, dim) and `phase` (dim,), float32, from descriptors (patches, F)."""
     mean = found.mean(dim=0)
     scale = 1.0 / found.std(dim=0)
     scale[ENERGIES:] *= COLOUR_WEIGHT
     weighted = (found - mean) * scale
-    _, axes = torch.linalg.eigh(weighted.T @ weighted / len(weighted))
-    axes = axes.flip(1)[:, :dim]
+    variance, axes = torch.linalg.eigh(weighted.T @ weighted / len(weighted))
     axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()  # an eigenvector's sign is arbitrary: fix it
-    return {"mean": mean.float(), "projection": (scale[:, None] * axes).float().contiguous()}
+    axes = axes / (variance + WHITENING * variance.mean()).sqrt()
+    axes = axes / (weighted @ axes).std()
+    rng = np.random.Generator(np.random.PCG64(1))
+    frequencies = torch.from_numpy(rng.standard_normal((axes.shape[1], dim))) / (BANDWIDTH * axes.shape[1] ** 0.5)
+    phase = torch.from_numpy(rng.uniform(0.0, 2.0 * np.pi, dim))
+    projection = scale[:, None] * axes @ frequencies
+    return {"mean": mean.float(), "projection": projection.float().contiguous(), "phase": phase.float()}
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def test_input_is_not_modified_and_order_is_that_of_the_indices() -> None:
 def test_float64_agrees_with_float32() -> None:
     images = _images(56, 56)
     single, double = _encoder().layers(images, (4,))[0], _encoder(torch.float64).layers(images.double(), (4,))[0]
-    assert torch.allclose(single.double(), double, atol=2e-3)
+    assert torch.allclose(single.double(), double, atol=5e-3)
 
 
 def test_tokens_are_row_major() -> None:
@@ -76,8 +76,11 @@ def test_tokens_are_row_major() -> None:
     changed = images.clone()
     changed[:, :, 42:56, 70:84] = 1.5  # row 3, column 5
     difference = (encoder.layers(changed, (0,))[0] - encoder.layers(images, (0,))[0]).norm(dim=-1).reshape(10, 8)
-    assert divmod(int(difference.argmax()), 8) == (3, 5)
-    assert difference[9, 0] == 0.0
+    rows, columns = torch.meshgrid(torch.arange(10.0), torch.arange(8.0), indexing="ij")
+    total = difference.sum()
+    assert float((rows * difference).sum() / total) == pytest.approx(3.0, abs=0.5)
+    assert float((columns * difference).sum() / total) == pytest.approx(5.0, abs=0.5)
+    assert difference[3, 5] > 1.0 and difference[9, 0] < 1e-5
 
 
 def test_state_round_trip_and_strictness() -> None:
@@ -131,11 +134,11 @@ def test_first_energies_against_loops() -> None:
             assert found[half : 2 * half, h, w] == pytest.approx(np.log(cell.max(axis=1) + FLOOR), rel=1e-9)
 
 
-def test_layers_are_the_blurred_projected_descriptor() -> None:
+def test_layers_are_cosines_of_the_blurred_projected_descriptor() -> None:
     encoder, images = _encoder(torch.float64), _images(56, 42).double()
-    tokens = torch.einsum("bfhw,fd->bdhw", encoder.describe(images) - encoder.mean[:, None, None], encoder.projection)
+    angles = torch.einsum("bfhw,fd->bdhw", encoder.describe(images) - encoder.mean[:, None, None], encoder.projection)
     for index in range(DEPTH):
-        expected = blur(tokens, LAYER_BLUR[index]).flatten(2).transpose(1, 2)
+        expected = (2.0**0.5 * torch.cos(blur(angles, LAYER_BLUR[index]) + encoder.phase[:, None, None])).flatten(2).transpose(1, 2)
         assert torch.allclose(encoder.layers(images, (index,))[0], expected, atol=1e-9)
 
 
