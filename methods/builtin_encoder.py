@@ -3,7 +3,7 @@
     descriptor = [log energies of oriented filters at four scales, moments and contrast of brightness and colour] of each patch
     layer i    = sqrt(2) cos(blur_i((descriptor - mean) @ projection) + phase), the later the wider; no prefix token
 The cosines are random Fourier features: the cosine of two tokens is a Gaussian kernel of their descriptors, so that a token unlike
-all training tokens has a direction that a decoder never learned. Linear features leave a decoder free to extrapolate: measurably worse.
+all training tokens has a direction that no decoder learned. Linear features leave a decoder free to extrapolate: measurably worse.
 Energies are pooled by mean (texture) and maximum (thin defects). The constants were calibrated once, on procedural images that have
 nothing to do with any data set, by scripts/calibrate_builtin_encoder.py.
 """
