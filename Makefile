@@ -26,8 +26,9 @@ $(READY): pyproject.toml
 demo: setup
 	$(BIN)/bench run --methods inp_former,dinomaly,raw_pixel --dataset synthetic --encoder builtin --preset demo --results results/runs
 
+# One thread: the models of the tests are tiny, and threads that wait for each other on a busy machine are ten times slower.
 test: setup
-	$(BIN)/python -P -m pytest -q -m "not benchmarks and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -q -m "not benchmarks and not gpu"
 
 # mypy follows the mapping of pyproject.toml through a folder of links (an editable install is opaque to it).
 check: setup
