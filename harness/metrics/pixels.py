@@ -64,9 +64,7 @@ class PixelStore:
                 self._used = 0
             count = min(CHUNK - self._used, scores.numel() - start, PIECE)
             kept = self._chunks[-1][self._used : self._used + count]
-            # Adding 0 copies, widens, and turns -0.0 into 0.0, in one pass.
-            torch.add(scores[start : start + count], 0.0, out=kept)
-            self._extremes.append(torch.stack(torch.aminmax(kept)))
+            self._extremes.append(_keep(scores[start : start + count], kept))
             self._used += count
             start += count
         self.total += scores.numel()
@@ -222,6 +220,20 @@ def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float
         return keys, keys, np.empty(0, np.float64)
     starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
     return keys[starts], np.diff(starts, append=keys.size), np.add.reduceat(1.0 / areas, starts)
+
+
+def _keep(scores: Tensor, kept: Tensor) -> Tensor:
+    """Write scores (n,) to `kept` (n,) and return the smallest and the largest (2,); adding 0 turns -0.0 into 0.0 on the way.
+
+    On the CPU by NumPy: a barrier of torch's threads costs more than these few operations on a busy machine.
+    """
+    if kept.device.type != "cpu":
+        torch.add(scores, 0.0, out=kept)
+        return torch.stack(torch.aminmax(kept))
+    out = kept.numpy()
+    np.add(scores.numpy(), 0.0, out=out)
+    with np.errstate(invalid="ignore"):  # NaN is found by those who look at the extremes
+        return torch.tensor((out.min(), out.max()), dtype=kept.dtype)
 
 
 def _take(keys: Tensor, wanted: Tensor) -> NDArray[Any]:
