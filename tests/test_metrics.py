@@ -13,7 +13,7 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from inpbench.harness.errors import MetricError
-from inpbench.harness.metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS, MetricValues
+from inpbench.harness.metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS, MetricValues, pixels
 from inpbench.harness.metrics.category import CategoryMetrics
 from inpbench.harness.metrics.image import ImageMetrics
 from inpbench.harness.metrics.pixel import PixelMetrics
@@ -184,6 +184,23 @@ def test_sizes_and_dtypes_may_differ_between_updates() -> None:
     values = metrics.compute().values
     for metric, expected in zip(PIXEL_METRICS, reference_curve(flat, truth), strict=False):
         assert values[metric] == pytest.approx(expected, abs=1e-11)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", ["overlapping", "reversed", "tied_16_levels", "constant"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_threads_and_sizes_of_pieces_change_nothing(name: str, threads: int, dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = SCORES[name].astype(dtype)
+    expected = [measure(maps, variant=variant) for variant in ("exact", "paper", "dinomaly")]
+    for size, value in {"CHUNK": 300, "PIECE": 70, "GROUP": 650, "FEWEST_BINS": 16}.items():
+        monkeypatch.setattr(pixels, size, value)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert [measure(maps, variant=variant) for variant in ("exact", "paper", "dinomaly")] == expected
+        assert torch.get_num_threads() == threads  # the threads that counted had one each
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- the histogram ------------------------------------------------------------------------------------------------------

@@ -51,8 +51,11 @@ class PixelHistogram:
         if self.device.type == "cpu":
             keys.numpy().sort()  # the tables are larger than a processor's cache: ascending access is several times faster
         for piece in torch.split(keys, PIECE):
-            self._make_room(piece)
-            self._all.index_add_(0, self._index(piece), torch.ones_like(piece, dtype=self._all.dtype))
+            slots = self._slot.index_select(0, self._page(piece))
+            if int(slots.amin()) < 0:  # a new page: rare, and the only reason to look at pages one by one
+                self._make_room(piece)
+                slots = self._slot.index_select(0, self._page(piece))
+            self._all.index_add_(0, self._place(slots, piece), torch.ones_like(piece, dtype=self._all.dtype))
 
     def add_anomalous(self, scores: Tensor, areas: NDArray[np.int32]) -> None:
         """Count the anomalous ones of the pixels added before, again. scores: (p,) float; areas: (p,) of their regions."""
@@ -67,8 +70,11 @@ class PixelHistogram:
 
     def _index(self, keys: Tensor) -> Tensor:
         """Bin (n,) of each key (n,)."""
-        page = self._slot.index_select(0, self._page(keys))
-        return (page << (PAGE_BITS - self.shift)) + ((keys & ((1 << PAGE_BITS) - 1)) >> self.shift)
+        return self._place(self._slot.index_select(0, self._page(keys)), keys)
+
+    def _place(self, slots: Tensor, keys: Tensor) -> Tensor:
+        """Bin (n,) of each key (n,) whose page has its memory at `slots` (n,)."""
+        return (slots << (PAGE_BITS - self.shift)) + ((keys & ((1 << PAGE_BITS) - 1)) >> self.shift)
 
     @staticmethod
     def _page(keys: Tensor) -> Tensor:

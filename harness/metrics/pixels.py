@@ -2,13 +2,14 @@
 
 What matters at an anomalous score is how many normal pixels lie above it and how many share it. Sorting every pixel would tell, but
 few pixels are near an anomalous one: a coarse histogram of all keys counts the bins that hold no score of interest, and only the
-pixels of the other bins are sorted. Counts are integers, so the result does not depend on order, batch size or device.
+pixels of the other bins are sorted. Counts are integers, so the result does not depend on order, batch size, threads or device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +23,21 @@ from inpbench.harness.metrics.regions import Areas
 
 CHUNK = 1 << 20  # pixels held in one tensor
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
-PIECE = 1 << 18  # pixels counted at a time: what is computed from them stays in a processor's cache
-COARSE_BITS = 20  # the coarse histogram has at most 2^20 bins: it stays in a processor's cache
+PIECE = 1 << 18  # pixels looked at at a time: what is computed from them stays in a processor's cache
+GROUP = 1 << 22  # pixels counted at a time: a call of bincount costs as much as its bins
+FEWEST_BINS, MOST_BINS = 1 << 12, 1 << 20  # of the coarse histogram, which stays in a processor's cache
+PIXELS_A_BIN = 8  # on average; with fewer the bins cost more than the pixels that need no sorting save
+MOST_THREADS = 4  # each holds a group and a histogram
+
+
+class Grid(NamedTuple):
+    """The bins of the coarse histogram: key >> shift, minus base."""
+
+    shift: int
+    base: int
+    bins: int
+    wanted: Tensor  # (bins,) bool: those that hold a key of interest
+    ordered: bool  # the scores' bits are their keys: none is negative
 
 
 class PixelStore:
@@ -35,7 +49,7 @@ class PixelStore:
         self.total = 0  # pixels
         self._chunks: list[Tensor] = []
         self._used = 0  # pixels of the last chunk
-        self._extremes: tuple[float, float] | None = None  # once asked for
+        self._extremes: list[Tensor] = []  # (2,) smallest and largest score of what was added at a time
         self._anomalous: list[Tensor] = []
 
     def add(self, scores: Tensor, anomalous: Tensor) -> None:
@@ -43,15 +57,14 @@ class PixelStore:
         if scores.dtype == torch.float64 and self.dtype == torch.float32:
             self.dtype = torch.float64  # float32 scores are float64 scores: nothing is lost
             self._chunks = [chunk.double() for chunk in self._chunks]
-        self._extremes = None
         start = 0
         while start < scores.numel():
             if not self._chunks or self._used == CHUNK:
                 self._chunks.append(torch.empty(CHUNK, dtype=self.dtype, device=self.device))
                 self._used = 0
-            count = min(CHUNK - self._used, scores.numel() - start)
-            # Adding 0 copies, widens, and turns -0.0 into 0.0, in one pass.
-            torch.add(scores[start : start + count], 0.0, out=self._chunks[-1][self._used : self._used + count])
+            count = min(CHUNK - self._used, scores.numel() - start, PIECE)
+            kept = self._chunks[-1][self._used : self._used + count]
+            self._extremes.append(_keep(scores[start : start + count], kept))
             self._used += count
             start += count
         self.total += scores.numel()
@@ -74,7 +87,7 @@ class PixelStore:
     def round(self) -> None:
         """Round float64 scores to float32."""
         self._chunks, self._anomalous = [chunk.float() for chunk in self._chunks], [self.anomalous().float()]
-        self.dtype, self._extremes = torch.float32, None
+        self.dtype = torch.float32
 
     def pop(self) -> Iterator[Tensor]:
         """The scores, (n,) at a time, forgetting each; the anomalous ones stay until `clear`."""
@@ -84,15 +97,15 @@ class PixelStore:
 
     def clear(self) -> None:
         """Forget every pixel."""
-        self._chunks, self._anomalous, self._extremes = [], [], None
+        self._chunks, self._anomalous, self._extremes = [], [], []
         self._used = self.total = 0
 
     def range(self) -> tuple[float, float]:
         """Smallest and largest score; NaN if there is one. Waits for the device."""
-        if self._extremes is None:
-            extremes = torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in self.chunks()])
-            self._extremes = (float(extremes[:, 0].amin()), float(extremes[:, 1].amax()))
-        return self._extremes
+        extremes = torch.stack([some.to(self.dtype) for some in self._extremes])
+        self._extremes = [torch.stack((extremes[:, 0].amin(), extremes[:, 1].amax()))]
+        low, high = self._extremes[0].tolist()
+        return low, high
 
     def first_not_finite(self) -> int | None:
         """Position of the first NaN or infinite score, or None. Waits for the device."""
@@ -132,31 +145,62 @@ class PixelStore:
         """Pixels strictly above each target and pixels equal to it; targets (T,) ascending, all within the extremes."""
         dtype = np.float64 if self.dtype == torch.float64 else np.float32
         low, high = (int(key) for key in keys_of(np.array(self.range(), dtype)))
-        shift = 0
-        while (high >> shift) - (low >> shift) >= 1 << COARSE_BITS:
+        shift, most = 0, min(MOST_BINS, max(FEWEST_BINS, self.total // PIXELS_A_BIN))
+        while (high >> shift) - (low >> shift) >= most:
             shift += 1
         base = low >> shift
         bins = (high >> shift) - base + 1
         target_bins = torch.from_numpy((targets >> shift) - base).to(self.device)
         wanted = torch.zeros(bins, dtype=torch.bool, device=self.device)
         wanted[target_bins] = True
-        histogram = torch.zeros(bins, dtype=torch.int32, device=self.device)
-        ones = torch.ones(PIECE, dtype=torch.int32, device=self.device)
-        near = []
-        for chunk in self.chunks():
-            for piece in torch.split(chunk, PIECE):
-                keys = piece.view(_BITS[self.dtype]) if low >= 0 else ordered_keys(piece)
-                bin_of = (keys >> shift).sub_(base).to(torch.int32)
-                histogram.index_add_(0, bin_of, ones[: bin_of.numel()])
-                near.append(_take(keys, wanted.index_select(0, bin_of)))
-        histogram[wanted] = 0
+        histogram, sorted_keys = self._look(Grid(shift, base, bins, wanted, low >= 0))
+        histogram[target_bins] = 0
         upto_bin = histogram.cumsum(0)  # pixels in unwanted bins up to each
         beyond = (upto_bin[-1] - upto_bin.index_select(0, target_bins)).cpu().numpy()
-        sorted_keys = np.concatenate(near)
         sorted_keys.sort()
+        # One search among the distinct keys gives both ends of the stretch that equals a target; it may be empty.
+        starts = np.flatnonzero(np.concatenate((sorted_keys[:1] == sorted_keys[:1], sorted_keys[1:] != sorted_keys[:-1])))
+        different = sorted_keys[starts]
         narrow = targets.astype(sorted_keys.dtype)
-        upto = np.searchsorted(sorted_keys, narrow, "right")
-        return beyond + (sorted_keys.size - upto), upto - np.searchsorted(sorted_keys, narrow, "left")
+        at = np.searchsorted(different, narrow)
+        found = np.append(different, narrow[:1])[at] == narrow
+        found &= at < different.size
+        starts = np.append(starts, sorted_keys.size)
+        first, last = starts[at], starts[at + found]
+        return beyond + (sorted_keys.size - last), last - first
+
+    def _look(self, grid: Grid) -> tuple[Tensor, NDArray[Any]]:
+        """Pixels (bins,) of each bin, and the keys, on the host, of those in wanted bins."""
+        chunks = list(self.chunks())
+        threads = min(torch.get_num_threads(), MOST_THREADS, len(chunks)) if self.device.type == "cpu" else 1
+        if threads == 1:
+            histogram, near = look(chunks, grid)
+            return histogram, np.concatenate(near)
+        shares = [chunks[first::threads] for first in range(threads)]
+        # One thread of torch's own in each of ours: its barriers cost more than the arithmetic between them.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            found = list(pool.map(lambda share: look(share, grid), shares))
+        torch.set_num_threads(torch.get_num_threads())  # for threads to come: the call above set their number too
+        return sum((one for one, _ in found[1:]), found[0][0]), np.concatenate([part for _, near in found for part in near])
+
+
+def look(chunks: list[Tensor], grid: Grid) -> tuple[Tensor, list[NDArray[Any]]]:
+    """The histogram (bins,) int64 of all scores of `chunks` and the keys in wanted bins, in pieces of any size."""
+    device = grid.wanted.device
+    histogram = torch.zeros(grid.bins, dtype=torch.int64, device=device)
+    room = torch.empty(min(GROUP, sum(chunk.numel() for chunk in chunks)), dtype=torch.int32, device=device)
+    near, used = [], 0
+    for chunk in chunks:
+        if used + chunk.numel() > room.numel():
+            histogram += torch.bincount(room[:used], minlength=grid.bins)
+            used = 0
+        for scores in torch.split(chunk, PIECE):
+            keys = scores.view(_BITS[scores.dtype]) if grid.ordered else ordered_keys(scores)
+            bin_of = torch.sub(keys >> grid.shift, grid.base, out=room[used : used + keys.numel()])
+            near.append(_take(keys, grid.wanted.index_select(0, bin_of)))
+            used += keys.numel()
+    histogram += torch.bincount(room[:used], minlength=grid.bins)
+    return histogram, near
 
 
 def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float64]]:
@@ -178,9 +222,26 @@ def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float
     return keys[starts], np.diff(starts, append=keys.size), np.add.reduceat(1.0 / areas, starts)
 
 
+def _keep(scores: Tensor, kept: Tensor) -> Tensor:
+    """Write scores (n,) to `kept` (n,) and return the smallest and the largest (2,); adding 0 turns -0.0 into 0.0 on the way.
+
+    On the CPU by NumPy: a barrier of torch's threads costs more than these few operations on a busy machine.
+    """
+    if kept.device.type != "cpu":
+        torch.add(scores, 0.0, out=kept)
+        return torch.stack(torch.aminmax(kept))
+    out = kept.numpy()
+    np.add(scores.numpy(), 0.0, out=out)
+    with np.errstate(invalid="ignore"):  # NaN is found by those who look at the extremes
+        return torch.tensor((out.min(), out.max()), dtype=kept.dtype)
+
+
 def _take(keys: Tensor, wanted: Tensor) -> NDArray[Any]:
-    """The keys (n,) that are `wanted` (n,), on the host; NumPy selects twice as fast as torch there."""
-    return keys.numpy()[wanted.numpy()] if keys.device.type == "cpu" else keys[wanted].cpu().numpy()
+    """The keys (n,) that are `wanted` (n,), on the host, where NumPy selects twice as fast as torch, and faster by position."""
+    if keys.device.type == "cpu":
+        few: NDArray[Any] = keys.numpy()[np.flatnonzero(wanted.numpy())]
+        return few
+    return keys[wanted].cpu().numpy()
 
 
 def raise_not_finite(value_of: str, index: int) -> None:

@@ -35,7 +35,9 @@ class MaskRuns:
 
     def add(self, masks: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Add masks (B, H, W) bool; regions never cross images. Returns the flat indices (P,) of their anomalous pixels."""
-        batch, height, width = masks.shape
+        _, height, width = masks.shape
+        filled = np.flatnonzero(masks.any(axis=(1, 2)))  # normal images have nothing to look for
+        masks, batch = masks[filled], filled.size
         # One empty column after each row and one empty row after each image keep runs apart that only look adjacent when flattened.
         stride = width + 1
         padded = np.zeros(batch * (height + 1) * stride + 1, np.bool_)  # and one empty pixel before all
@@ -54,7 +56,8 @@ class MaskRuns:
         self._lengths.append(lengths)
         self._runs += starts.size
         row, column = np.divmod(starts, stride)
-        origin = (row - row // (height + 1)) * width + column  # flat index without the padding
+        image, row = np.divmod(row, height + 1)
+        origin = (filled[image] * height + row) * width + column  # flat index without the padding
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         pixels: NDArray[np.int64] = np.repeat(origin, lengths) + within
         return pixels

@@ -1,0 +1,175 @@
+"""The bootstrap against metrics computed anew for every draw, and its coverage where the truth is known."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from inpbench.harness.errors import MetricError
+from inpbench.harness.metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS
+from inpbench.harness.metrics.bootstrap import (
+    PixelCounts,
+    bootstrap,
+    draw_weights,
+    image_draws,
+    pixel_counts,
+    pixel_draws,
+)
+from inpbench.harness.metrics.category import CategoryMetrics
+
+
+def category(seed: int, images: int = 14, side: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Maps, masks, scores and labels; every second image is anomalous, images differ by a shift of their own."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(images) % 2
+    masks = ndimage.gaussian_filter(rng.standard_normal((images, side, side)), (0, 2, 2)) > 0.15
+    masks[labels == 0] = False
+    masks[labels == 1, 3, 4] = True
+    maps = rng.standard_normal(masks.shape) + 1.2 * masks + 0.3 * rng.standard_normal((images, 1, 1))
+    return maps.astype(np.float32), masks, maps.reshape(images, -1).max(1), labels
+
+
+def by_repetition(maps: np.ndarray, masks: np.ndarray, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """METRICS (7, D): the images of each draw as often as they are drawn, through the metrics of the bench."""
+    values = []
+    for weight in weights:
+        drawn = np.repeat(np.arange(labels.size), weight.astype(int))
+        metrics = CategoryMetrics()
+        metrics.update(*(torch.from_numpy(part[drawn]) for part in (maps, scores, masks, labels)))
+        values.append([metrics.compute().values[name] for name in METRICS])
+    return np.array(values).T
+
+
+@pytest.mark.parametrize("levels", [None, 40])
+def test_draws_are_the_metrics_of_the_drawn_images(levels: int | None) -> None:
+    maps, masks, scores, labels = category(0)
+    if levels:
+        maps, scores = np.round(maps * levels / 8), np.round(scores)
+    weights = draw_weights(labels, 12, seed=3)
+    expected = by_repetition(maps, masks, scores, labels, weights)
+    counts = pixel_counts(maps, masks, bins=1 << 14)  # every score is a bin
+    found = image_draws(scores, labels, weights) | pixel_draws(counts, weights)
+    assert list(found) == list(METRICS)
+    assert counts.tied.all()
+    assert np.allclose(np.array(list(found.values())), expected, atol=1e-11)
+
+
+def test_quantile_bins_are_close_to_every_draw() -> None:
+    maps, masks, scores, labels = category(1, images=20, side=48)
+    weights = draw_weights(labels, 10, seed=0)
+    expected = by_repetition(maps, masks, scores, labels, weights)[3:]
+    counts = pixel_counts(maps, masks)
+    assert counts.tied.size <= 1024 and not counts.tied.all()
+    found = np.array(list(pixel_draws(counts, weights).values()))
+    assert np.abs(found - expected).max() < 2e-3 < expected.std(axis=1).max()
+
+
+def test_counts_of_every_image() -> None:
+    maps, masks, _, _ = category(2)
+    counts = pixel_counts(maps, masks, bins=64)
+    assert np.array_equal(counts.anomalous.sum(1), masks.sum((1, 2)))
+    assert np.array_equal(counts.normal.sum(1), (~masks).sum((1, 2)))
+    regions = [ndimage.label(mask, structure=np.ones((3, 3)))[1] for mask in masks]
+    assert counts.regions.tolist() == regions
+    assert np.allclose(counts.share.sum(1), regions)
+
+
+def test_intervals_enclose_the_value_and_repeat_with_their_seed() -> None:
+    maps, masks, scores, labels = category(3, images=30)
+    counts = pixel_counts(maps, masks)
+    first, again = (bootstrap(scores, labels, counts, seed=5, draws=300) for _ in range(2))
+    assert first == again != bootstrap(scores, labels, counts, seed=6, draws=300)
+    assert set(first.values) == set(METRICS) and not first.undefined
+    metrics = CategoryMetrics()
+    metrics.update(*(torch.from_numpy(part) for part in (maps, scores, masks, labels)))
+    for name, value in metrics.compute().values.items():
+        low, high = first.values[name]
+        assert low <= value <= high and 0 < high - low < 0.5, name
+    narrow = bootstrap(scores, labels, counts, seed=5, draws=300, level=0.5)
+    for name in PIXEL_METRICS:
+        assert narrow.values[name].high - narrow.values[name].low < first.values[name].high - first.values[name].low
+
+
+def test_a_draw_has_as_many_images_of_each_label() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 1, 1, 0, 1])
+    weights = draw_weights(labels, 50, seed=1)
+    assert (weights[:, labels == 0].sum(1) == 4).all() and (weights[:, labels == 1].sum(1) == 5).all()
+    assert weights.std(axis=0).min() > 0
+
+
+def test_metrics_without_interval_say_why() -> None:
+    maps, masks, scores, labels = category(4)
+    assert bootstrap(scores, labels, seed=0, draws=20).undefined == dict.fromkeys(PIXEL_METRICS, "no image has pixel ground truth")
+    one = np.array([0, 1, *[0] * 12])
+    reason = "1 anomalous image: nothing to draw from"
+    assert bootstrap(scores, one, pixel_counts(maps, masks), seed=0, draws=20).undefined == dict.fromkeys(METRICS, reason)
+    found = bootstrap(scores, np.ones(14, int), pixel_counts(maps, masks), seed=0, draws=20)
+    assert found.undefined == dict.fromkeys(IMAGE_METRICS, "no normal image: nothing to draw from")
+    assert set(found.values) == set(PIXEL_METRICS)
+    masks[3:] = False
+    found = bootstrap(scores, labels, pixel_counts(maps, masks), seed=0, draws=200)
+    assert set(found.undefined) == set(PIXEL_METRICS) and "draws hold no anomalous" in found.undefined["aupro"]
+    found = bootstrap(scores, labels, pixel_counts(maps, masks & False), seed=0, draws=20)
+    assert found.undefined == dict.fromkeys(PIXEL_METRICS, "no anomalous pixel in the masks")
+
+
+def test_images_without_pixels_count_for_image_metrics_alone() -> None:
+    maps, masks, scores, labels = category(5)
+    has = np.arange(14) != 3
+    found = bootstrap(scores, labels, pixel_counts(maps[has], masks[has]), has, seed=2, draws=40)
+    weights = draw_weights(labels, 40, 2)
+    expected = pixel_draws(pixel_counts(maps[has], masks[has]), weights[:, has])["p_ap"]
+    assert found.values["p_ap"] == pytest.approx(np.quantile(expected, (0.025, 0.975)), abs=1e-12)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    maps, masks, scores, labels = category(6)
+    counts = pixel_counts(maps, masks)
+    with pytest.raises(MetricError, match="14 images are counted"):
+        bootstrap(scores, labels, counts, np.arange(14) > 0, seed=0)
+    with pytest.raises(MetricError, match="one shape"):
+        bootstrap(scores, labels[1:], counts, seed=0)
+    with pytest.raises(MetricError, match="one shape"):
+        pixel_counts(maps, masks[1:])
+    with pytest.raises(MetricError, match="finite"):
+        bootstrap(scores, labels, counts, seed=0, draws=1)
+    maps[2, 1, 1] = np.nan
+    with pytest.raises(MetricError, match="NaN"):
+        pixel_counts(maps, masks)
+
+
+def test_a_thousand_draws_of_a_category_take_about_a_second() -> None:
+    rng = np.random.default_rng(0)
+    counts = PixelCounts(*rng.random((3, 100, 1024)), np.ones(100, np.int64), np.zeros(1024, bool))
+    begin = time.process_time()
+    bootstrap(rng.random(100), np.arange(100) % 2, counts, seed=0)
+    assert time.process_time() - begin < 4  # 0.6 s on two quiet cores
+
+
+@pytest.mark.slow
+def test_coverage_where_the_truth_is_known() -> None:
+    """95 % intervals of I-AUROC and of P-AUROC hold the truth about as often as they say (0.92 to 0.97 is what 40 images give)."""
+    rng = np.random.default_rng(11)
+    gap, spread = 1.0, 0.7  # of the classes, and of the shifts of whole images
+    truth_image = 0.5 * (1 + math.erf(gap / 2))
+    # Normal pixels come from every image, anomalous ones from anomalous images: pairs of one image share their shift.
+    hits = np.zeros(2)
+    repetitions, images, pixels = 200, 40, 36
+    labels = np.arange(images) % 2
+    inside = np.zeros((images, 6, 6), bool)
+    inside[labels == 1, 2:4, 2:4] = True
+    within = 4 * (pixels - 4) * (images // 2) / (4 * (images // 2) * (~inside).sum())  # share of pairs from one image
+    apart = 0.5 * (1 + math.erf(gap / math.sqrt(2 + 2 * spread**2) / math.sqrt(2)))
+    truth_pixel = within * 0.5 * (1 + math.erf(gap / 2)) + (1 - within) * apart
+    for seed in range(repetitions):
+        scores = rng.standard_normal(images) + gap * labels
+        maps = rng.standard_normal(inside.shape) + gap * inside + spread * rng.standard_normal((images, 1, 1))
+        found = bootstrap(scores, labels, pixel_counts(maps, inside), seed=seed, draws=300).values
+        for at, (name, truth) in enumerate((("i_auroc", truth_image), ("p_auroc", truth_pixel))):
+            hits[at] += found[name].low <= truth <= found[name].high
+    assert (hits / repetitions > 0.87).all() and (hits / repetitions < 0.99).all(), hits / repetitions
