@@ -9,7 +9,7 @@ Exact but for rounding. At ViT-B, 392 pixels and 6 prototypes R is 72: 5.9 D^2 m
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inpbench.methods.attention import ReluCosineAttention
@@ -24,10 +24,11 @@ def pays(dim: int, heads: int, prototypes: int, tokens: int) -> bool:
     return rows * (1.0 / dim + 1.0 / tokens) < 0.5
 
 
-def factored_block(block: CrossAttentionBlock, x: Tensor, source: Tensor) -> Tensor:
+def factored_block(block: nn.Module, x: Tensor, source: Tensor) -> Tensor:
     """`block(x, source)` for a block without residual: x (B, N, D), source (B, M, D) -> (B, N, D)."""
+    assert isinstance(block, CrossAttentionBlock) and isinstance(block.attn, ReluCosineAttention)
+    assert not block.residual and block.mlp.drop.p == 0.0
     attention, norm, mlp = block.attn, block.norm2, block.mlp
-    assert isinstance(attention, ReluCosineAttention) and not block.residual and mlp.drop.p == 0.0
     matrix, v = attention.weights(block.norm1(x), block.norm1(source))  # (B, heads, N, M), (B, heads, M, d)
     batch, heads, count, prototypes = matrix.shape
     width = attention.proj.weight.shape[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from inpbench.harness.api import Size
@@ -38,7 +37,8 @@ def to_grid(tokens: Tensor, grid: Size) -> Tensor:
     A view where it can be one: the channels of a point stay neighbours in memory.
     """
     height, width = grid
-    return tokens[:, tokens.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
+    patches = tokens[:, tokens.shape[1] - height * width :].transpose(1, 2)
+    return patches.reshape(*patches.shape[:2], height, width)
 
 
 def from_grid(maps: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def mined_global_cosine(
     over_groups: the originals sum where they use `threshold_weight` or `focal_weight`.
     weight: gradient weights of the points; they act on this loss alone, not on another one of the same outputs.
     """
-    losses = [_MinedImageDistance.apply(a.detach(), b, weight).mean() for a, b in zip(targets, outputs, strict=True)]  # type: ignore[no-untyped-call]
+    losses = [_MinedImageDistance.apply(a.detach(), b, weight).mean() for a, b in zip(targets, outputs, strict=True)]
     return _reduce(losses, over_groups)
 
 

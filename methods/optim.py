@@ -97,7 +97,7 @@ class StableAdamW(Optimizer):
             torch._foreach_maximum_(squares_max, squares)
             squares = squares_max
 
-        # den = d / c with d = sqrt(vmax) + eps c and c = sqrt(1 - b2^k): c goes into the factors of whole tensors, a pass less each.
+        # den = d / c with d = sqrt(vmax) + eps c and c = sqrt(1 - b2^k): c goes into factors of whole tensors: fewer passes.
         corrections = [math.sqrt(1.0 - beta2 ** state["step"]) for state in states]
         denominators = torch._foreach_sqrt(squares)
         torch._foreach_add_(denominators, [eps * correction for correction in corrections])
@@ -109,6 +109,8 @@ class StableAdamW(Optimizer):
         torch._foreach_clamp_min_(divisors, 1.0)
         self.divisors += list(divisors)
 
-        sizes = [(1.0 - beta1 ** state["step"]) / (-lr * c) if lr else math.inf for state, c in zip(states, corrections, strict=True)]
+        sizes = [
+            (1.0 - beta1 ** state["step"]) / (-lr * c) if lr else math.inf for state, c in zip(states, corrections, strict=True)
+        ]
         torch._foreach_mul_(denominators, list(torch._foreach_mul(divisors, sizes)))
         torch._foreach_addcdiv_(params, means, denominators)
