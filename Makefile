@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check benchmarks gpu-check clean
+.PHONY: setup demo test check benchmarks gpu-check links clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,8 +40,27 @@ check: setup
 benchmarks: setup
 	for script in benchmarks/*.py; do $(BIN)/python -P $$script || exit 1; done
 
+# On any CUDA machine, under 8 minutes: the tests that need a GPU, then both engines side by side, tables in results/speed.
+# Without a network: `make gpu-check SETUP=none PYTHON=python3` takes the packages that this python has (torch, timm, scikit-learn, ...).
+SETUP ?= venv
+SPEED := results/speed
+ifeq ($(SETUP),none)
+GPU_PYTHON := PYTHONPATH=build/links $(PYTHON)
+gpu-check: links
+else
+GPU_PYTHON := $(BIN)/python
 gpu-check: setup
-	$(BIN)/python -P -m pytest -q -m gpu
+endif
+	$(GPU_PYTHON) -P -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'gpu-check: torch sees no CUDA device')"
+	$(GPU_PYTHON) -P -m pytest -q -m gpu tests/test_gpu.py
+	$(GPU_PYTHON) -P benchmarks/training.py --device cuda --out $(SPEED)/training.md
+	$(GPU_PYTHON) -P benchmarks/training.py --device cuda --cache host --methods inp_former --out $(SPEED)/training_host_cache.md
+	$(GPU_PYTHON) -P benchmarks/inference.py --device cuda --out $(SPEED)/inference.md
+	$(GPU_PYTHON) -P benchmarks/loading.py --device cuda --out $(SPEED)/loading.md
+
+links:
+	mkdir -p build/links/inpbench
+	for name in harness methods datasets results; do ln -sfn ../../../$$name build/links/inpbench/$$name; done
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

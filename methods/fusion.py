@@ -62,4 +62,5 @@ def gather(layers: Sequence[Tensor], groups: Groups, grid: Size, keep_prefix: bo
         layers = [layer[:, layer.shape[1] - grid[0] * grid[1] :] for layer in layers]
     means = [mean_of([layers[index] for index in group]) for group in groups]  # (B, T, D)
     fused = mean_of(means) if is_partition(groups, len(layers)) else mean_of(layers)
-    return Features(fused, tuple(to_grid(mean, grid) for mean in means))
+    # Contiguous as from the cache: dropout draws in the order of memory.
+    return Features(fused.contiguous(), tuple(to_grid(mean, grid) for mean in means))
