@@ -12,7 +12,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -31,23 +30,23 @@ def pace(images: TrainingImages, setting: Setting, steps: int) -> float:
     count = len(images)
     images.batch(range(min(setting.batch, count)))
     sync(setting.device)
-    start = time.perf_counter()
+    start = setting.now()
     for step in range(steps):
         images.batch([(step * setting.batch + i) % count for i in range(setting.batch)])
     sync(setting.device)
-    return steps * setting.batch / (time.perf_counter() - start)
+    return steps * setting.batch / (setting.now() - start)
 
 
-def copy_rate() -> float:
+def copy_rate(setting: Setting) -> float:
     """Bytes a second that one `copy_` moves."""
     source = torch.empty(1 << 27, dtype=torch.uint8)
     target = torch.empty_like(source)
     target.copy_(source)
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = setting.now()
         target.copy_(source)
-        times.append(time.perf_counter() - start)
+        times.append(setting.now() - start)
     return source.numel() / min(times)
 
 
@@ -72,11 +71,11 @@ def main() -> None:
         filling = 0.0
         for cache in (False, True):
             manifest = open_manifest(info, info.params(), root)
-            begin = time.perf_counter()
+            begin = setting.now()
             images = TrainingImages(manifest, ["noise"], Preprocess(resize=side, crop=side), device=setting.device, cache=cache)
-            filling = (time.perf_counter() - begin) / count * 1e3
+            filling = (setting.now() - begin) / count * 1e3
             paces[cache] = pace(images, setting, setting.steps)
-    limit = copy_rate() / (3 * setting.size**2 * 5)  # a byte read and four written for each value
+    limit = copy_rate(setting) / (3 * setting.size**2 * 5)  # a byte read and four written for each value
     lines = [
         "| loading | images/s | of the copying rate |",
         "| --- | --- | --- |",

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +48,11 @@ def trainer_of(method: Any, train: Any, setting: Setting) -> tuple[Trainer, Feat
     params = method.params
     order = BatchOrder(len(train), params.batch_size, 1)
     sync(setting.device)
-    start = time.perf_counter()
+    start = setting.now()
     partition = is_partition(params.encoder_groups, len(params.layers))
     source = FeatureSource(train, method.encode, params.batch_size, method.ctx, partition)
     sync(setting.device)
-    fill = (time.perf_counter() - start) / len(train) if source.cached else 0.0
+    fill = (setting.now() - start) / len(train) if source.cached else 0.0
     trainer = Trainer(
         module=method.network,
         optimiser=method.optimiser(),
@@ -82,7 +81,7 @@ def measure(name: str, engine: str, setting: Setting) -> Measured:
         train.expect(trainer.order.batch(step + 1))
         trainer.step(step)
     sync(setting.device)
-    start = time.perf_counter()
+    start = setting.now()
     for step in range(warm, warm + setting.steps):
         if reference:
             train.expect(trainer.order.batch(step + 1))
@@ -90,7 +89,7 @@ def measure(name: str, engine: str, setting: Setting) -> Measured:
         if reference:
             result.loss.item()
     sync(setting.device)
-    rate = setting.steps * setting.batch / (time.perf_counter() - start)
+    rate = setting.steps * setting.batch / (setting.now() - start)
     memory = peak_gb(setting.device)
     flops = operations(lambda: trainer.step(warm + setting.steps), setting) / setting.batch
     return Measured(rate, fill, flops, memory, source.tier)

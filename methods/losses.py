@@ -52,7 +52,7 @@ def hard_mining_threshold(distance: Tensor, share: float) -> Tensor:
 def hard_mining_weight(distance: Tensor, share: float, factor: float) -> Tensor:
     """`factor` where the distance is strictly below the threshold, else 1."""
     easy = distance < hard_mining_threshold(distance, share)
-    return torch.where(easy, distance.new_tensor(factor), distance.new_ones(()))
+    return torch.ones_like(distance).masked_fill_(easy, factor)  # a tensor made of `factor` would wait for the device
 
 
 def scale_gradient(target: Tensor, weight: Tensor) -> None:

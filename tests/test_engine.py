@@ -51,11 +51,8 @@ def test_a_block_in_factors_is_the_block(tokens: int, prototypes: int) -> None:
     direction = torch.randn(2, tokens, 24, dtype=torch.float64)
     expected, found = block(x, source), factored_block(block, x, source)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
-    for one, other in zip(
-        torch.autograd.grad((found * direction).sum(), wanted),
-        torch.autograd.grad((expected * direction).sum(), wanted),
-        strict=True,
-    ):
+    gradients = [torch.autograd.grad((output * direction).sum(), wanted) for output in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
@@ -200,13 +197,13 @@ def measured(method: Any) -> dict[str, float | None]:
 
 @pytest.mark.parametrize("name", ["inp_former", "dinomaly"])
 def test_both_engines_learn_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """60 steps: each loss within 1e-3 relative, each metric within 0.2 points; factors forced on for INP-Former."""
+    """20 steps: each loss within 1e-3 relative, each metric within 0.2 points; factors forced on for INP-Former."""
     monkeypatch.setattr("inpbench.methods.inp_former.model.pays", lambda *_: True)
     train, curves, metrics = Patterns(12), {}, {}
     for engine in ("fast", "reference"):
-        method = build(name, engine, steps="60")
-        curves[engine], metrics[engine] = curve(method, train, 60), measured(method)
-    assert curves["fast"][-1] < 0.8 * curves["fast"][0]
+        method = build(name, engine, steps="20", warmup="2")
+        curves[engine], metrics[engine] = curve(method, train, 20), measured(method)
+    assert curves["fast"][-1] < 0.9 * curves["fast"][0]
     torch.testing.assert_close(torch.tensor(curves["fast"]), torch.tensor(curves["reference"]), rtol=1e-3, atol=0.0)
     for key, value in metrics["reference"].items():
         found = metrics["fast"][key]

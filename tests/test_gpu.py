@@ -129,9 +129,10 @@ def test_tiers_hold_the_same_bits_on_the_device() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found[0].groups, found[1].groups, strict=True))
 
 
-def test_a_step_does_not_wait_for_the_device() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_does_not_wait_for_the_device(name: str) -> None:
     """torch's own detector raises at the first synchronising call."""
-    method, train = build("inp_former", cuda(), "fast", steps="6"), OnDevice((112, 112), 8, cuda())
+    method, train = build(name, cuda(), "fast", steps="6"), OnDevice((112, 112), 8, cuda())
     method.ctx.cache = "device"
     original, steps = method.loss, []
 
