@@ -221,7 +221,8 @@ def emit(setting: Setting, title: str, table: Sequence[str], notes: Sequence[str
     threads = "" if cuda else f", {torch.get_num_threads()} threads"
     head = (
         f"{machine}{threads}, torch {torch.__version__}; {setting.encoder} at {setting.size} x {setting.size}, "
-        f"batch {setting.batch}, {setting.steps} steps, weights {setting.weights}, synthetic pixels; seconds by the {setting.clock} clock."
+        f"batch {setting.batch}, {setting.steps} steps, weights {setting.weights}, "
+        f"synthetic pixels; seconds by the {setting.clock} clock."
     )
     text = "\n".join([f"# {title}", "", head, "", *table, "", *notes, ""])
     print(text)
