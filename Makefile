@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check benchmarks gpu-check clean
+.PHONY: setup demo test check benchmarks gpu-check links clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,19 +30,36 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not benchmarks and not gpu"
 
-# mypy follows the mapping of pyproject.toml through a folder of links (an editable install is opaque to it).
-check: setup
+# Links in the shape of the package: mypy cannot see through an editable install, and gpu-check can do without one.
+links:
+	mkdir -p build/links/inpbench
+	for name in harness methods datasets results; do ln -sfn ../../../$$name build/links/inpbench/$$name; done
+
+check: setup links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	mkdir -p build/typing/inpbench
-	for name in harness methods datasets; do ln -sfn ../../../$$name build/typing/inpbench/$$name; done
-	MYPYPATH=build/typing $(BIN)/mypy -p inpbench.harness -p inpbench.methods -p inpbench.datasets
+	MYPYPATH=build/links $(BIN)/mypy -p inpbench.harness -p inpbench.methods -p inpbench.datasets
 
 benchmarks: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
+# On any CUDA machine, under 8 minutes: the tests that need a GPU, then both engines side by side, tables in results/speed.
+# Without a network: `make gpu-check SETUP=none PYTHON=python3` takes the packages that this python has (torch, timm, scikit-learn, ...).
+SETUP ?= venv
+SPEED := results/speed
+ifeq ($(SETUP),none)
+GPU_PYTHON := PYTHONPATH=build/links $(PYTHON)
+gpu-check: links
+else
+GPU_PYTHON := $(BIN)/python
 gpu-check: setup
-	$(BIN)/pytest -q -m gpu
+endif
+	$(GPU_PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available() and 'gpu-check: torch sees no CUDA device')"
+	$(GPU_PYTHON) -c "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(['-q', '-m', 'gpu', 'tests/test_gpu.py']))"
+	$(GPU_PYTHON) benchmarks/training.py --device cuda --out $(SPEED)/training.md
+	$(GPU_PYTHON) benchmarks/training.py --device cuda --cache host --methods inp_former --out $(SPEED)/training_host_cache.md
+	$(GPU_PYTHON) benchmarks/inference.py --device cuda --out $(SPEED)/inference.md
+	$(GPU_PYTHON) benchmarks/loading.py --device cuda --out $(SPEED)/loading.md
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -207,6 +207,14 @@ class Progress(Protocol):
         ...
 
 
+class Scratch(Protocol):
+    """Where a method puts temporary tensors that memory cannot hold."""
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+        """An uninitialised tensor in a memory-mapped file, or None where the disk has no room."""
+        ...
+
+
 @dataclass
 class Context:
     """Everything a method may know about where it runs. `torch` types are named, not imported."""
@@ -220,7 +228,10 @@ class Context:
     progress: Progress
     shots: int = 0
     engine: Literal["fast", "reference"] = "fast"  # reference: the originals' way, nothing cached, no autocast
-    cache_bytes: int = 2 << 30  # most memory that cached features may take on the host
+    cache: Literal["auto", "device", "host", "file", "none"] = "auto"  # where the fast engine keeps frozen features
+    cache_bytes: int | None = None  # most host memory that they may take with `auto`; none: half of what is free
+    array: Scratch | None = None  # large temporary tensors in files; none: there is no place for them
+    compile: bool = True  # whether the fast engine may use torch.compile (CUDA)
 
 
 class Method(Protocol):

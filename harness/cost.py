@@ -64,7 +64,7 @@ def peak_memory_mb(device: torch.device) -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # macOS counts bytes, Linux KiB
 
 
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the floating-point operations of what runs inside it, by torch's own table of formulas."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ def count_cost(method: Any, size: Size, options: Options, cost: Cost) -> None:
     cost.peak_memory_mb = peak_memory_mb(options.device)
     image = torch.zeros(1, 3, *size, device=options.device, dtype=options.dtype)
     try:
-        with _Operations() as operations:
+        with Operations() as operations:
             method.predict(image)
         cost.flops = operations.total
     except (RuntimeError, TypeError) as error:  # a third party's compiled or scripted model may not be countable; the rest stands

@@ -20,7 +20,7 @@ from torch import Tensor
 from inpbench.harness.api import Finding, Preprocess, Sample, Size
 from inpbench.harness.errors import DataError
 from inpbench.harness.images import Mask, UnreadableError, check_preprocess, image_size, mask_at_crop, read_mask, size_message
-from inpbench.harness.pixels import Decode, Row, Rows, open_pixels, open_rows
+from inpbench.harness.pixels import Decode, Row, Rows, open_pixels, open_rows, workers
 from inpbench.harness.scoring import ground_truth
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class TrainingImages:
                 )
             self._rows[category] = rows
             self._samples += readable
+        self._decodes = any(rows.data is None for rows in self._rows.values())
 
     @property
     def samples(self) -> Sequence[Sample]:
@@ -111,9 +112,17 @@ class TrainingImages:
     def batch(self, indices: Sequence[int]) -> Tensor:
         """(B, 3, H, W), normalised, on the device."""
         out = np.empty((len(indices), 3, *self._preprocess.crop), dtype=np.uint8)
-        for i, index in enumerate(indices):
-            sample = self._samples[index]
+
+        def read(i: int) -> None:
+            sample = self._samples[indices[i]]
             out[i] = self._rows[sample.category].read([sample])[0]
+
+        if self._decodes:  # at each access: by several threads, as the originals' loader does by processes
+            with ThreadPoolExecutor(workers(), thread_name_prefix="decode") as pool:
+                list(pool.map(read, range(len(indices))))
+        else:
+            for i in range(len(indices)):
+                read(i)
         return self._normalise(out)
 
     def masks(self, indices: Sequence[int]) -> Tensor:

@@ -29,6 +29,7 @@ from inpbench.harness.models import save_model
 from inpbench.harness.plan import Cell, marks_of
 from inpbench.harness.records import Record, RecordStore, new_record
 from inpbench.harness.registry import resolve
+from inpbench.harness.scratch import Scratch
 from inpbench.harness.snapshots import FolderSnapshots
 from inpbench.harness.stamp import make_stamp
 from inpbench.harness.weights import WeightStore
@@ -194,6 +195,7 @@ def _run_unit(
         progress=progress,
         shots=cell.shots,
         engine=cell.request.engine,
+        array=Scratch(work / "scratch"),
     )
     method = resolve(cell.method.target)(cell.params, context)
     preprocess = cell.params.preprocess
@@ -210,7 +212,7 @@ def _run_unit(
             preprocess,
             device=options.device,
             dtype=options.dtype,
-            cache=options.pixel_cache,
+            cache=options.pixel_cache and cell.request.engine == "fast",  # the reference decodes each epoch
             progress=progress,
         )
         method.fit(train)

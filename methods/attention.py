@@ -141,7 +141,11 @@ class ReluCosineAttention(_CrossAttention):
 
     def attend(self, queries: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Output (B, N, D) and the attention (B, heads, N, M)."""
+        attention, v = self.weights(queries, source)
+        return self.proj(merge_heads(attention @ v)), attention
+
+    def weights(self, queries: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """The attention (B, heads, N, M) and the values (B, heads, M, d) it is applied to."""
         q, k, v = self.project(queries, source)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        attention = F.relu(q @ k.transpose(-2, -1) * self.learn_scale)
-        return self.proj(merge_heads(attention @ v)), attention
+        return F.relu(q @ k.transpose(-2, -1) * self.learn_scale), v

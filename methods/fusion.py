@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from inpbench.harness.api import Size
@@ -25,15 +24,26 @@ class Features(NamedTuple):
 
 
 def mean_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The element-wise mean of tensors of one shape."""
-    return torch.stack(tuple(tensors), dim=1).mean(dim=1)
+    """The element-wise mean of tensors of one shape; nothing is stacked."""
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total / len(tensors)
 
 
 def to_grid(tokens: Tensor, grid: Size) -> Tensor:
-    """Patch tokens (B, h * w, D) as a map (B, D, h, w); tokens before the last h * w (class, registers) are dropped."""
+    """Patch tokens (B, h * w, D) as a map (B, D, h, w); tokens before the last h * w (class, registers) are dropped.
+
+    A view where it can be one: the channels of a point stay neighbours in memory.
+    """
     height, width = grid
-    patches = tokens[:, tokens.shape[1] - height * width :]
-    return patches.transpose(1, 2).reshape(tokens.shape[0], -1, height, width).contiguous()
+    patches = tokens[:, tokens.shape[1] - height * width :].transpose(1, 2)
+    return patches.reshape(*patches.shape[:2], height, width)
+
+
+def from_grid(maps: Tensor) -> Tensor:
+    """The inverse: maps (B, D, h, w) as tokens (B, h * w, D)."""
+    return maps.flatten(2).transpose(1, 2)
 
 
 def group_maps(layers: Sequence[Tensor], groups: Groups, grid: Size) -> tuple[Tensor, ...]:
@@ -41,8 +51,16 @@ def group_maps(layers: Sequence[Tensor], groups: Groups, grid: Size) -> tuple[Te
     return tuple(to_grid(mean_of([layers[index] for index in group]), grid) for group in groups)
 
 
+def is_partition(groups: Groups, count: int) -> bool:
+    """Whether groups of one size hold each of `count` layers once: the mean of the layers is then the mean of the groups."""
+    return sorted(index for group in groups for index in group) == list(range(count)) and len({*map(len, groups)}) == 1
+
+
 def gather(layers: Sequence[Tensor], groups: Groups, grid: Size, keep_prefix: bool) -> Features:
     """`Features` of encoder layers (B, prefix + h * w, D)."""
     if not keep_prefix:
         layers = [layer[:, layer.shape[1] - grid[0] * grid[1] :] for layer in layers]
-    return Features(mean_of(layers), group_maps(layers, groups, grid))
+    means = [mean_of([layers[index] for index in group]) for group in groups]  # (B, T, D)
+    fused = mean_of(means) if is_partition(groups, len(layers)) else mean_of(layers)
+    # Contiguous as from the cache: dropout draws in the order of memory.
+    return Features(fused.contiguous(), tuple(to_grid(mean, grid) for mean in means))

@@ -1,7 +1,7 @@
-"""Cosine losses between grouped maps a (encoder, no gradient) and b (decoder), and their gradient hooks.
+"""Cosine losses between grouped maps a (encoder, no gradient) and b (decoder), and what they do to the gradient.
 
-global: 1 - cos of one flat vector an image, mean over the batch, mean over the groups. The mining lies in the gradient only: a
-hook on b multiplies the gradient that arrives there by a weight a point; the value of the loss does not change.
+global: 1 - cos of one flat vector an image, mean over the batch, mean over the groups. The mining lies in the gradient only: what
+reaches b is multiplied by a weight a point (the originals do it in a hook on b); the value of the loss does not change.
     soft mining (INP-Former):         w = (d / mean d)^power, d = 1 - cos over channels, mean over the batch
     hard mining by share (Dinomaly):  w = factor where d < the k-th largest of the batch, k = int(numel * (1 - share)), else 1
 """
@@ -9,11 +9,13 @@ hook on b multiplies the gradient that arrives there by a weight a point; the va
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_EPS = 1e-8  # every norm is at least this
 
 PointWeight = Callable[[Tensor], Tensor]
 """Distances (B, 1, h, w) to gradient weights (B, 1, h, w)."""
@@ -50,7 +52,7 @@ def hard_mining_threshold(distance: Tensor, share: float) -> Tensor:
 def hard_mining_weight(distance: Tensor, share: float, factor: float) -> Tensor:
     """`factor` where the distance is strictly below the threshold, else 1."""
     easy = distance < hard_mining_threshold(distance, share)
-    return torch.where(easy, distance.new_tensor(factor), distance.new_ones(()))
+    return torch.ones_like(distance).masked_fill_(easy, factor)  # a tensor made of `factor` would wait for the device
 
 
 def scale_gradient(target: Tensor, weight: Tensor) -> None:
@@ -84,15 +86,44 @@ def mined_global_cosine(
     """The global cosine loss of pairs of maps (B, D, h, w), averaged over groups.
 
     over_groups: the originals sum where they use `threshold_weight` or `focal_weight`.
-    weight: gradient weights of the points, by a hook on each output. Calling it twice on the same outputs before one backward
-    scales twice.
+    weight: gradient weights of the points; they act on this loss alone, not on another one of the same outputs.
     """
-    losses = []
-    for a, b in zip(targets, outputs, strict=True):
-        if weight is not None:
-            scale_gradient(b, _constant(weight, a, b))
-        losses.append(image_distance(a.detach(), b).mean())
+    losses = [_MinedImageDistance.apply(a.detach(), b, weight).mean() for a, b in zip(targets, outputs, strict=True)]
     return _reduce(losses, over_groups)
+
+
+class _MinedImageDistance(torch.autograd.Function):
+    """`image_distance` whose gradient at b is weighted point by point, in one pass over the maps each way.
+
+    With the sums over channels ab, aa, bb of each point, both distances follow without another look at the maps:
+    point 1 - ab / (|a| |b|), image 1 - S ab / (|A| |B|) with |A|^2 = S aa;  d image / d b = S ab / |A| |B|^3 b - a / (|A| |B|).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, weight: PointWeight | None) -> Tensor:
+        """(B, D, h, w) twice -> (B,)."""
+        ab, aa, bb = (a * b).sum(1), a.square().sum(1), b.square().sum(1)  # (B, h, w)
+        points = None
+        if weight is not None:
+            points = weight((1.0 - ab / (aa.sqrt().clamp_min(_EPS) * bb.sqrt().clamp_min(_EPS)))[:, None])
+        norm_a = aa.sum((1, 2)).sqrt().clamp_min(_EPS)
+        norm_b = bb.sum((1, 2)).sqrt()
+        clamped = norm_b.clamp_min(_EPS)
+        cosine = ab.sum((1, 2)) / (norm_a * clamped)
+        # Where |B| is clamped it is a constant and has no gradient.
+        pull = torch.where(norm_b > _EPS, cosine / clamped.square(), torch.zeros_like(cosine))
+        ctx.save_for_backward(a, b, points, 1.0 / (norm_a * clamped), pull)
+        return 1.0 - cosine
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+        """(B,) -> (B, D, h, w)."""
+        a, b, points, push, pull = ctx.saved_tensors
+        shape = (-1, 1, 1, 1)
+        towards, away = -(gradients[0] * push).view(shape), (gradients[0] * pull).view(shape)
+        if points is not None:
+            towards, away = towards * points, away * points
+        return None, torch.addcmul(a * towards, b, away), None
 
 
 def regional_cosine(

@@ -89,8 +89,7 @@ class StableAdamW(Optimizer):
         squares = [state["exp_avg_sq"] for state in states]
 
         torch._foreach_mul_(params, 1.0 - lr * group["weight_decay"])
-        torch._foreach_mul_(means, beta1)
-        torch._foreach_add_(means, grads, alpha=1.0 - beta1)
+        torch._foreach_lerp_(means, grads, 1.0 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, value=1.0 - beta2)
         if group["amsgrad"]:
@@ -98,19 +97,20 @@ class StableAdamW(Optimizer):
             torch._foreach_maximum_(squares_max, squares)
             squares = squares_max
 
+        # den = d / c with d = sqrt(vmax) + eps c and c = sqrt(1 - b2^k): c goes into factors of whole tensors: fewer passes.
+        corrections = [math.sqrt(1.0 - beta2 ** state["step"]) for state in states]
         denominators = torch._foreach_sqrt(squares)
-        torch._foreach_div_(denominators, [math.sqrt(1.0 - beta2 ** state["step"]) for state in states])
-        torch._foreach_add_(denominators, eps)
+        torch._foreach_add_(denominators, [eps * correction for correction in corrections])
 
-        ratios = torch._foreach_div(grads, denominators)
-        norms = torch._foreach_norm(ratios)
-        scales = [1.0 / (math.sqrt(param.numel()) * group["clip_threshold"]) for param in params]
-        divisors = torch._foreach_mul(norms, scales)
+        norms = torch._foreach_norm(torch._foreach_div(grads, denominators))
+        divisors = torch._foreach_mul(
+            norms, [c / (math.sqrt(param.numel()) * group["clip_threshold"]) for c, param in zip(corrections, params, strict=True)]
+        )
         torch._foreach_clamp_min_(divisors, 1.0)
         self.divisors += list(divisors)
 
-        updates = torch._foreach_div(means, denominators)
-        steps = [-lr / (1.0 - beta1 ** state["step"]) for state in states]
-        torch._foreach_mul_(updates, steps)
-        torch._foreach_div_(updates, list(divisors))
-        torch._foreach_add_(params, updates)
+        sizes = [
+            (1.0 - beta1 ** state["step"]) / (-lr * c) if lr else math.inf for state, c in zip(states, corrections, strict=True)
+        ]
+        torch._foreach_mul_(denominators, list(torch._foreach_mul(divisors, sizes)))
+        torch._foreach_addcdiv_(params, means, denominators)

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from inpbench.harness.api import Context, Prediction, TrainingSet
 from inpbench.methods.checkpoint import load_strictly
+from inpbench.methods.compiling import CompiledOnce
 from inpbench.methods.encoders import build_encoder
 from inpbench.methods.features import FeatureSource
-from inpbench.methods.fusion import Features, gather, mean_of
+from inpbench.methods.fusion import Features, gather, is_partition, mean_of
 from inpbench.methods.losses import cosine_distance
 from inpbench.methods.optim import StableAdamW
 from inpbench.methods.reconstruction_params import ReconstructionParams
@@ -70,6 +71,14 @@ class ReconstructionMethod(ABC):
             torch.manual_seed(ctx.seed)
             self.network = self.build()
         self.network.to(device=ctx.device, dtype=ctx.dtype).eval()
+        if ctx.engine == "reference":
+            for module in self.encoder.modules():
+                if hasattr(module, "fused_attn"):  # timm's: attention by its explicit matrix, as the originals
+                    setattr(module, "fused_attn", False)  # noqa: B010 - its type is unknown
+        compiled = ctx.engine == "fast" and ctx.compile and ctx.device.type == "cuda"
+        self._layers = CompiledOnce(self.encoder.layers, "the encoder", compiled)
+        self._train_network = CompiledOnce(self.network, "the network in training", compiled)
+        self._test_network = CompiledOnce(self.network, "the network", compiled)
 
     # --- supplied by a method ---------------------------------------------------------------------------------------
 
@@ -97,14 +106,15 @@ class ReconstructionMethod(ABC):
     def encode(self, images: Tensor) -> Features:
         """Images (B, 3, H, W) -> the frozen features of each."""
         with self._autocast():
-            layers = self.encoder.layers(images, self.params.layers)
+            layers = self._layers(tuple(images.shape), images, self.params.layers)
         layers = [layer.to(self.ctx.dtype) for layer in layers]
         return gather(layers, self.params.encoder_groups, self.encoder.grid((images.shape[-2], images.shape[-1])), self.keep_prefix)
 
     def decode(self, features: Features) -> Reconstruction:
         """Reconstruct the groups of encoder layers from the features."""
         with self._autocast():
-            output: Reconstruction = self.network(features)
+            network = self._train_network if torch.is_grad_enabled() else self._test_network
+            output: Reconstruction = network(tuple(features.fused.shape), features)
         return output
 
     def distances(self, output: Reconstruction) -> tuple[Tensor, ...]:
@@ -133,13 +143,14 @@ class ReconstructionMethod(ABC):
     def fit(self, train: TrainingSet) -> None:
         """Train the network; goes on from `ctx.snapshots` if there is one."""
         order = BatchOrder(len(train), self.params.batch_size, self.ctx.seed)
-        source = FeatureSource(train, self.encode, self.params.batch_size, self.ctx)
+        partition = is_partition(self.params.encoder_groups, len(self.params.layers))
+        source = FeatureSource(train, self.encode, self.params.batch_size, self.ctx, partition)
         steps = self.total_steps(order.per_epoch)
         trainer = Trainer(
             module=self.network,
             optimiser=self.optimiser(),
             schedule=self.schedule(steps),
-            loss=lambda indices, step: self.loss(self.decode(source.batch(indices)), step),
+            loss=lambda indices, step: self.loss(self.decode(source.batch(indices, order.batch(step + 1))), step),
             order=order,
             steps=steps,
             clip_norm=self.params.clip_norm,

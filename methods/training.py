@@ -129,6 +129,8 @@ class Trainer:
         running: list[Tensor] = []
         for step in range(first, self.steps):
             result = self.step(step)
+            if self.ctx.engine == "reference":
+                result.loss.item()  # the originals wait for the device at each step
             running.append(result.loss)
             done = step + 1
             due = done < self.steps and self.ctx.snapshots.due()

@@ -27,7 +27,11 @@ class InpFormer(ReconstructionMethod):
     def build(self) -> nn.Module:
         """The extractor, bottleneck and decoder."""
         params = self.params
-        return InpFormerNetwork(self.encoder.dim, self.encoder.heads, params.inp_num, params.decoder_depth, params.decoder_groups)
+        network = InpFormerNetwork(
+            self.encoder.dim, self.encoder.heads, params.inp_num, params.decoder_depth, params.decoder_groups
+        )
+        network.factored = self.ctx.engine == "fast"
+        return network
 
     def reconstruction_loss(self, output: Reconstruction) -> Tensor:
         """The soft-mined cosine loss; the mining acts on the gradient only."""

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from inpbench.methods.attention import ReluCosineAttention, SoftmaxCrossAttention
 from inpbench.methods.blocks import CrossAttentionBlock, Mlp, initialise
+from inpbench.methods.factored import factored_block, pays
 from inpbench.methods.fusion import Features, Groups, group_maps
 
 
@@ -38,7 +39,8 @@ class InpFormerNetwork(nn.Module):
 
     def __init__(self, dim: int, heads: int, inp_num: int, depth: int, groups: Groups) -> None:
         super().__init__()
-        self.groups = groups
+        self.groups, self.heads = groups, heads
+        self.factored = False  # whether decoder blocks may run in factors; the fast engine switches it on
         self.bottleneck = nn.ModuleList([Mlp(dim)])
         self.prototype_token = nn.Parameter(torch.randn(inp_num, dim))
         self.aggregation = nn.ModuleList([CrossAttentionBlock(dim, SoftmaxCrossAttention(dim, heads), residual=True)])
@@ -62,9 +64,11 @@ class InpFormerNetwork(nn.Module):
         hidden = tokens
         for layer in self.bottleneck:
             hidden = layer(hidden)
+        (_, count, dim), inp_num = tokens.shape, prototypes.shape[1]
+        in_factors = self.factored and pays(dim, self.heads, inp_num, count)
         decoded = []
         for block in self.decoder:
-            hidden = block(hidden, prototypes)
+            hidden = factored_block(block, hidden, prototypes) if in_factors else block(hidden, prototypes)
             decoded.append(hidden)
         height, width = features.groups[0].shape[-2:]
         outputs = group_maps([layer.to(tokens.dtype) for layer in reversed(decoded)], self.groups, (height, width))

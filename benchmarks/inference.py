@@ -1,0 +1,135 @@
+"""Speed of testing, scoring and metrics included: the reference engine against the fast one, in one run.
+
+    python -P benchmarks/inference.py [--device cuda] [--encoder dinov2reg_vit_base_14] [--size 392] [--batch 16] [--steps 20]
+
+Both sides start from uint8 pixels in memory. The reference is the originals' way: float32, explicit attention, maps copied to the
+host batch by batch, scikit-learn's metrics over all pixels (their AUPRO, a loop over 200 thresholds, is left out).
+The fast side computes all seven metrics of the bench. Predictions alone are shown too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from torch import Tensor
+
+from inpbench.harness.metrics.category import CategoryMetrics
+from inpbench.harness.scoring import image_scores, smooth_maps
+
+sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
+from setting import Photographs, Setting, add_options, build, emit, matrix_rate, operations, sync
+
+
+class Measured(NamedTuple):
+    """One engine's side."""
+
+    predict: float  # images a second, predictions and scores alone
+    whole: float  # with metrics
+    flops: float  # operations an image
+    auroc: float  # pixel AUROC, to see that both measure the same
+
+
+def truth_of(count: int) -> tuple[Tensor, Tensor]:
+    """Masks (count, 256, 256) with one square in every second image, and labels."""
+    masks = torch.zeros(count, 256, 256, dtype=torch.bool)
+    masks[1::2, 96:140, 64:120] = True
+    return masks, masks.flatten(1).any(1).long()
+
+
+def predicted(method: Any, images: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
+    """Smoothed maps and image scores, as `harness.evaluation` computes them."""
+    with torch.inference_mode():
+        maps = smooth_maps(method.predict(images).amap, (setting.size, setting.size))
+        return maps, image_scores(maps)
+
+
+def reference_metrics(maps: list[np.ndarray], scores: list[np.ndarray], masks: np.ndarray, labels: np.ndarray) -> float:
+    """AUROC, AP and F1max of images and pixels by scikit-learn; returns the pixel AUROC."""
+    result = 0.0
+    for values, truth in ((np.concatenate(scores), labels), (np.concatenate(maps).ravel(), masks.ravel())):
+        precision, recall, _ = precision_recall_curve(truth, values)
+        (2 * precision * recall / np.maximum(precision + recall, 1e-300)).max()
+        average_precision_score(truth, values)
+        result = float(roc_auc_score(truth, values))
+    return result
+
+
+def measure(name: str, engine: str, setting: Setting) -> Measured:
+    """Test `setting.steps` batches."""
+    method = build(name, engine, setting)
+    photographs = Photographs(setting, setting.batch, decode_each_time=False)
+    indices = range(setting.batch)
+    count = setting.batch * setting.steps
+    masks, labels = truth_of(count)
+    on_device = masks.to(setting.device)
+    for _ in range(3 if setting.device.type == "cuda" else 1):
+        predicted(method, photographs.batch(indices), setting)
+    sync(setting.device)
+    start = setting.now()
+    reference = engine == "reference"
+    metrics = CategoryMetrics(device=setting.device)
+    maps_host: list[np.ndarray] = []
+    scores_host: list[np.ndarray] = []
+    for step in range(setting.steps):
+        maps, scores = predicted(method, photographs.batch(indices) + 0.01 * step, setting)
+        if reference:
+            maps_host.append(maps.cpu().numpy())
+            scores_host.append(scores.cpu().numpy())
+        else:
+            part = slice(step * setting.batch, (step + 1) * setting.batch)
+            metrics.update(maps, scores, on_device[part], labels[part])
+    if reference:
+        auroc = reference_metrics(maps_host, scores_host, masks.numpy(), labels.numpy())
+    else:
+        auroc = float(metrics.compute().values["p_auroc"] or 0.0)
+    sync(setting.device)
+    whole = count / (setting.now() - start)
+    start = setting.now()
+    for _ in range(setting.steps):
+        predicted(method, photographs.batch(indices), setting)
+    sync(setting.device)
+    alone = count / (setting.now() - start)
+    images = photographs.batch(indices)
+    return Measured(alone, whole, operations(lambda: predicted(method, images, setting), setting) / setting.batch, auroc)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    setting = add_options(parser, "inference", steps_cpu=3, steps_cuda=40)
+    peak = {kind: matrix_rate(setting, kind) for kind in setting.kinds}
+    lines = [
+        "| method | engine | images/s, predictions | images/s, with metrics | operations an image | of the matrix rate | P-AUROC |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    notes = []
+    for name in setting.methods:
+        sides = {engine: measure(name, engine, setting) for engine in ("reference", "fast")}
+        for engine, side in sides.items():
+            share = side.predict * side.flops / peak[setting.kinds[-1] if engine == "fast" else torch.float32]
+            lines.append(
+                f"| {name} | {engine} | {side.predict:.1f} | {side.whole:.1f} | {side.flops / 1e9:.1f} G | {100 * share:.0f} % | "
+                f"{side.auroc:.5f} |"
+            )
+        slow, fast = sides["reference"], sides["fast"]
+        notes.append(
+            f"* {name}: {fast.predict / slow.predict:.1f} x predictions, {fast.whole / slow.whole:.1f} x with metrics "
+            f"(three of the pixels for the reference, four for us)."
+        )
+    rates = ", ".join(f"{str(kind).removeprefix('torch.')} {rate / 1e12:.2f} TFLOP/s" for kind, rate in peak.items())
+    emit(
+        setting,
+        "Testing with scoring and metrics, reference against fast engine",
+        lines,
+        [*notes, f"* Measured matrix rate: {rates}."],
+    )
+
+
+if __name__ == "__main__":
+    main()

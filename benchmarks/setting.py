@@ -1,0 +1,231 @@
+"""What the speed scripts share: their options, synthetic photographs, the measured matrix rate, and the table's head and file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from inpbench.harness import params as parameters
+from inpbench.harness.api import Context, Preprocess, Sample
+from inpbench.harness.cost import Operations
+from inpbench.harness.loading import Normaliser
+from inpbench.harness.registry import METHODS, resolve
+from inpbench.harness.weights import WeightStore
+
+SIDE = 1024  # of the photographs, as MVTec AD's
+LOADERS = 4  # threads that decode for the reference, as the originals' workers
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured."""
+
+    device: torch.device
+    encoder: str
+    weights: str
+    size: int
+    batch: int
+    steps: int
+    cache: str
+    compile: bool
+    methods: tuple[str, ...]
+    clock: str
+    out: Path | None
+
+    def now(self) -> float:
+        """Seconds by the wall's clock, or those that this process has had of the processors (a machine that others use too)."""
+        return time.process_time() if self.clock == "processor" else time.perf_counter()
+
+    @property
+    def kinds(self) -> tuple[torch.dtype, ...]:
+        """Number formats of the products: the reference's, and the fast engine's where it is another."""
+        return (torch.float32, torch.bfloat16) if self.device.type == "cuda" else (torch.float32,)
+
+
+class NoSnapshots:
+    """Snapshots that are never due."""
+
+    def due(self) -> bool:
+        """Never."""
+        return False
+
+    def save(self, state: object) -> None:
+        """Not called."""
+        raise AssertionError("never due")
+
+    def load(self) -> None:
+        """Nothing."""
+        return
+
+
+def add_options(parser: argparse.ArgumentParser, name: str, steps_cpu: int, steps_cuda: int) -> Setting:
+    """Parse the command line: a GPU measures ViT-B/14 with registers at 392, batch 16; a CPU ViT-S/14 at 224, batch 8."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--encoder", help="a name of `bench list encoders`")
+    parser.add_argument("--weights", default="random", help="random, or a file or folder of weights: the speed is the same")
+    parser.add_argument("--size", type=int, help="pixels of the crop")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--cache", default="auto", choices=("auto", "device", "host"), help="tier of the feature cache")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--methods", default="inp_former,dinomaly")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--clock", default="wall", choices=("wall", "processor"), help="processor: seconds of processor time, for a shared CPU"
+    )
+    parser.add_argument("--out", type=Path, help=f"also write the table here, e.g. results/speed/{name}.md")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    cuda = args.device.startswith("cuda")
+    return Setting(
+        device=torch.device(args.device),
+        encoder=args.encoder or ("dinov2reg_vit_base_14" if cuda else "dinov2_vit_small_14"),
+        weights=args.weights,
+        size=args.size or (392 if cuda else 224),
+        batch=args.batch or (16 if cuda else 8),
+        steps=args.steps or (steps_cuda if cuda else steps_cpu),
+        cache=args.cache,
+        compile=not args.no_compile,
+        methods=tuple(args.methods.split(",")),
+        clock=args.clock,
+        out=args.out,
+    )
+
+
+def build(name: str, engine: Any, setting: Setting) -> Any:
+    """The method `name` on this setting's encoder, size and batch."""
+    info = METHODS.get(name)
+    size = str(setting.size)
+    changes = {"encoder": setting.encoder, "input_size": size, "crop_size": size, "batch_size": str(setting.batch)}
+    context = Context(
+        device=setting.device,
+        dtype=torch.float32,
+        seed=1,
+        setting="multi_class",
+        weights=WeightStore(setting.weights),
+        snapshots=NoSnapshots(),
+        progress=lambda done, total, text="", **numbers: None,
+        engine=engine,
+        cache=setting.cache,  # type: ignore[arg-type]
+        compile=setting.compile,
+    )
+    return resolve(info.target)(parameters.build(name, info.params, changes), context)
+
+
+class Photographs:
+    """Noise photographs as JPEG in memory; implements `harness.api.TrainingSet`."""
+
+    categories: Sequence[str] = ("synthetic",)
+
+    def __init__(self, setting: Setting, count: int, decode_each_time: bool) -> None:
+        self.size, self.count = setting.size, count
+        self.samples = [Sample(f"{index}.jpg", "synthetic", "train", 0) for index in range(count)]
+        self.files = [self._draw(index) for index in range(count)]
+        side = (setting.size, setting.size)
+        self._normalise = Normaliser(Preprocess(resize=side, crop=side), setting.device, torch.float32)
+        self._pool = ThreadPoolExecutor(LOADERS)
+        self._coming: dict[int, Future[np.ndarray]] = {}
+        self._kept = None if decode_each_time else np.stack(list(self._pool.map(self._decode, range(count))))
+
+    def _draw(self, seed: int) -> bytes:
+        coarse = np.random.RandomState(seed).randint(0, 256, (SIDE // 16, SIDE // 16, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
+        return buffer.getvalue()
+
+    def _decode(self, index: int) -> np.ndarray:
+        image = Image.open(io.BytesIO(self.files[index])).convert("RGB")
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def expect(self, indices: Sequence[int]) -> None:
+        """Begin to decode a coming batch."""
+        if self._kept is None:
+            for index in indices:
+                if index not in self._coming:
+                    self._coming[index] = self._pool.submit(self._decode, index)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """(B, 3, H, W), normalised, on the device."""
+        if self._kept is not None:
+            return self._normalise(self._kept[list(indices)])
+        self.expect(indices)
+        return self._normalise(np.stack([self._coming.pop(index).result() for index in indices]))
+
+    def masks(self, indices: Sequence[int]) -> Tensor:
+        """(B, H, W) all False."""
+        return torch.zeros(len(indices), self.size, self.size, dtype=torch.bool)
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def sync(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_gb(device: torch.device) -> float:
+    """Highest GPU memory since it was last reset, in GB of 10^9 bytes; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+
+
+def matrix_rate(setting: Setting, kind: torch.dtype) -> float:
+    """Operations a second of a large matrix product, the best of several."""
+    side = 8192 if setting.device.type == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=setting.device).to(kind) for _ in range(2))
+    a @ b
+    times = []
+    for _ in range(8):
+        sync(setting.device)
+        start = setting.now()
+        a @ b
+        sync(setting.device)
+        times.append(setting.now() - start)
+    return float(2 * side**3 / min(times))
+
+
+def operations(call: Callable[[], object], setting: Setting) -> float:
+    """Operations of one call by torch's formulas; NaN where compiled code cannot be counted."""
+    eager: Any = contextlib.nullcontext()
+    if setting.device.type == "cuda" and setting.compile:
+        if not hasattr(torch.compiler, "set_stance"):  # torch < 2.6
+            return math.nan
+        eager = torch.compiler.set_stance("force_eager")
+    with eager, Operations() as counted:
+        call()
+    return float(counted.total)
+
+
+def emit(setting: Setting, title: str, table: Sequence[str], notes: Sequence[str]) -> None:
+    """Print the table with where it was measured, and write it where `--out` says."""
+    cuda = setting.device.type == "cuda"
+    machine = torch.cuda.get_device_name(setting.device) if cuda else platform.processor() or platform.machine()
+    threads = "" if cuda else f", {torch.get_num_threads()} threads"
+    head = (
+        f"{machine}{threads}, torch {torch.__version__}; {setting.encoder} at {setting.size} x {setting.size}, "
+        f"batch {setting.batch}, {setting.steps} steps, weights {setting.weights}, "
+        f"synthetic pixels; seconds by the {setting.clock} clock."
+    )
+    text = "\n".join([f"# {title}", "", head, "", *table, "", *notes, ""])
+    print(text)
+    if setting.out is not None:
+        setting.out.parent.mkdir(parents=True, exist_ok=True)
+        setting.out.write_text(text, encoding="utf-8")

@@ -1,0 +1,169 @@
+"""On a CUDA device: the numbers of the CPU, the reference's loss curve, and the memory that is promised.
+
+Tolerances: float32 without TF32 agrees to 1e-4 of the largest value; bfloat16 products to 3e-2; a bfloat16 loss curve lies within
+10 % of the float32 reference at each of 300 steps (averaged over 20) and within 5 % over the last 50.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from methodkit import Stripes, make_context
+from torch import Tensor
+
+from inpbench.harness import params as parameters
+from inpbench.harness.metrics.category import CategoryMetrics
+from inpbench.harness.registry import METHODS, resolve
+from inpbench.harness.scoring import image_scores, smooth_maps
+from inpbench.methods.features import FeatureSource
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, torch sees none"),
+]
+
+CPU = torch.device("cpu")
+SMALL = {"encoder": "dinov2reg_vit_small_14", "input_size": "112", "crop_size": "112", "batch_size": "4", "warmup": "20"}
+NAMES = ["inp_former", "dinomaly"]
+
+
+class OnDevice(Stripes):
+    """Stripes on a device."""
+
+    def __init__(self, size: tuple[int, int], count: int, device: torch.device) -> None:
+        super().__init__(size, count)
+        self.pictures = super().batch(range(count)).to(device)
+
+    def batch(self, indices: Any) -> Tensor:
+        return self.pictures[list(indices)]
+
+
+class HostImages(Stripes):
+    """Stripes drawn on the host and copied batch by batch."""
+
+    def batch(self, indices: Any) -> Tensor:
+        return super().batch(indices).float().to(cuda())
+
+
+def build(name: str, device: torch.device, engine: str, compile_: bool = False, **changes: str) -> Any:
+    info = METHODS.get(name)
+    context = make_context(dtype=torch.float32, engine=engine)
+    context.device, context.compile = device, compile_
+    return resolve(info.target)(parameters.build(name, info.params, {**SMALL, **changes}), context)
+
+
+def cuda() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest value."""
+    return float((found.cpu().float() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize(("engine", "tolerance"), [("reference", 1e-4), ("fast", 3e-2)])
+@pytest.mark.parametrize("name", NAMES)
+def test_features_losses_and_maps_are_those_of_the_cpu(name: str, engine: str, tolerance: float) -> None:
+    here, there = build(name, CPU, "reference"), build(name, cuda(), engine)
+    images = Stripes((112, 112), 3).batch(range(3))
+    expected, found = here.encode(images), there.encode(images.to(cuda()))
+    assert apart(found.fused, expected.fused) < tolerance
+    assert all(apart(a, b) < tolerance for a, b in zip(found.groups, expected.groups, strict=True))
+    with torch.no_grad():
+        losses = [float(method.loss(method.decode(f), 5)) for method, f in ((here, expected), (there, found))]
+    assert abs(losses[1] - losses[0]) < tolerance * abs(losses[0])
+    assert apart(there.predict(images.to(cuda())).amap, here.predict(images).amap) < tolerance
+
+
+def test_metrics_are_those_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(8, 28, 28, generator=generator)
+    masks = torch.zeros(8, 256, 256, dtype=torch.bool)
+    masks[4:, 20:60, 30:90] = True
+    smoothed = smooth_maps(maps, (392, 392)) + 0.1 * masks
+    labels, values = torch.tensor([0] * 4 + [1] * 4), []
+    for device in (CPU, cuda()):
+        metrics = CategoryMetrics(device=device)
+        on_device = smoothed.to(device)
+        metrics.update(on_device, image_scores(on_device).round(decimals=5), masks.to(device), labels)
+        values.append(dict(metrics.compute().values))
+    assert values[0].keys() == values[1].keys()
+    for key, value in values[0].items():
+        assert value is not None and values[1][key] == pytest.approx(value, abs=1e-6), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_fast_loss_curve_is_that_of_the_reference(name: str, compiled: bool) -> None:
+    curves = {}
+    for engine in ("reference", "fast"):
+        method = build(name, cuda(), engine, compiled, steps="300", **({"dropout": "0.0"} if name == "dinomaly" else {}))
+        losses: list[Tensor] = []
+        original = method.loss
+
+        def recorded(output: Any, step: int, original: Any = original, losses: list[Tensor] = losses) -> Tensor:
+            loss: Tensor = original(output, step)
+            losses.append(loss.detach())
+            return loss
+
+        method.loss = recorded
+        method.fit(OnDevice((112, 112), 12, cuda()))
+        curves[engine] = torch.stack(losses).cpu()
+    fast, slow = (curves[engine].view(15, 20).mean(1) for engine in ("fast", "reference"))
+    torch.testing.assert_close(fast, slow, rtol=0.10, atol=0.0)
+    torch.testing.assert_close(curves["fast"][-50:].mean(), curves["reference"][-50:].mean(), rtol=0.05, atol=0.0)
+
+
+def test_tiers_hold_the_same_bits_on_the_device() -> None:
+    method, train = build("inp_former", cuda(), "fast"), OnDevice((112, 112), 10, cuda())
+    found = []
+    for tier in ("device", "host"):
+        method.ctx.cache = tier
+        source = FeatureSource(train, method.encode, 4, method.ctx, True)
+        assert source.tier == tier
+        source.batch([1, 2], upcoming=[7, 0, 3])
+        found.append(source.batch([7, 0, 3]))
+    assert torch.equal(found[0].fused, found[1].fused)
+    assert all(torch.equal(a, b) for a, b in zip(found[0].groups, found[1].groups, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_does_not_wait_for_the_device(name: str) -> None:
+    """torch's own detector raises at the first synchronising call."""
+    method, train = build(name, cuda(), "fast", steps="6"), OnDevice((112, 112), 8, cuda())
+    method.ctx.cache = "device"
+    original, steps = method.loss, []
+
+    def watched(output: Any, step: int) -> Tensor:
+        steps.append(step)
+        torch.cuda.set_sync_debug_mode("error" if 0 < step < 5 else "default")
+        loss: Tensor = original(output, step)
+        return loss
+
+    method.loss = watched
+    try:
+        method.fit(train)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert steps == list(range(6))
+
+
+def test_base_trains_in_8_gb_with_the_cache_on_the_host() -> None:
+    """ViT-B/14 with registers at 392, batch 16: the whole multi-class model, its optimiser and the encoder."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    method = build(
+        "inp_former",
+        cuda(),
+        "fast",
+        encoder="dinov2reg_vit_base_14",
+        input_size="448",
+        crop_size="392",
+        batch_size="16",
+        steps="6",
+    )
+    method.ctx.cache = "host"
+    method.fit(HostImages((392, 392), 32))
+    assert torch.cuda.max_memory_reserved() < 8e9
