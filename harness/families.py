@@ -41,7 +41,8 @@ class Family:
     @property
     def title(self) -> str:
         """`visa, multi_class` and, where there are any, the shots and the source."""
-        shots = f", {self.protocol['shots']} shots" if self.protocol["shots"] else ""
+        k = self.protocol["shots"]
+        shots = f", {k} shot{'s' if k > 1 else ''}" if k else ""
         source = f" {words}" if (words := in_words(self.protocol)) else ""
         return f"{self.protocol['dataset']}, {self.protocol['setting']}{source}{shots}"
 

@@ -57,7 +57,7 @@ def run(
 
     bench run --methods inp_former,dinomaly --dataset visa
     """
-    from inpbench.harness.console import Live, print_plan
+    from inpbench.harness.console import Live
     from inpbench.harness.params import split_settings
     from inpbench.harness.plan import Request, make_plan
     from inpbench.harness.records import RecordStore
@@ -90,11 +90,7 @@ def run(
     scoring = Scoring(mask_rule=mask_rule.value)
     cells = make_plan(request, store, weight_store, scoring, force=force)
     live = Live(display.value)
-    if json_ and dry_run:
-        _print_json({"cells": [cell.summary() for cell in cells]})
-    elif display is not option.DisplayMode.none:
-        print_plan(cells, live.console)
-    _refuse_if_impossible(cells)
+    _show_plan(cells, live, json_ and dry_run, display)
     if dry_run:
         return
     options = {
@@ -111,10 +107,17 @@ def run(
         raise typer.Exit(errors.EXIT_NEGATIVE)
 
 
-def _print_json(value: Any) -> None:
+def _show_plan(cells: Sequence[Cell], live: Live, as_json: bool, display: option.DisplayMode) -> None:
+    """The plan, to stderr or as JSON to stdout; raises the first obstacle when no cell can run."""
     import json
 
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    from inpbench.harness.console import print_plan
+
+    if as_json:
+        typer.echo(json.dumps({"cells": [cell.summary() for cell in cells]}, indent=1, ensure_ascii=False))
+    elif display is not option.DisplayMode.none:
+        print_plan(cells, live.console)
+    _refuse_if_impossible(cells)
 
 
 def _refuse_if_impossible(cells: Sequence[Cell]) -> None:
