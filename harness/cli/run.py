@@ -9,7 +9,7 @@ import typer
 
 from inpbench.harness import errors
 from inpbench.harness.cli import run_options as option
-from inpbench.harness.cli.options import Json, Results, Set, results_folder, split_ints, split_names
+from inpbench.harness.cli.options import DataRoot, Json, Results, Set, results_folder, split_ints, split_names
 from inpbench.harness.errors import NothingError, UsageError
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ def run(
     weights: option.Weights = None,
     download: option.Download = False,
     set_: Set = None,
-    data_root: option.DataRoots = None,
-    source: option.Source = None,
-    source_root: option.SourceRoot = None,
+    data_root: DataRoot = None,
     categories: option.Categories = "",
     limit: option.Limit = None,
     checkpoint: option.Checkpoint = None,
@@ -57,14 +55,13 @@ def run(
 
     bench run --methods inp_former,dinomaly --dataset visa
     """
-    from inpbench.harness.console import Live
+    from inpbench.harness.console import Live, print_plan
     from inpbench.harness.params import split_settings
     from inpbench.harness.plan import Request, make_plan
     from inpbench.harness.records import RecordStore
     from inpbench.harness.scoring import Scoring
     from inpbench.harness.weights import WeightStore
 
-    root, roots = option.split_roots(data_root or [], [*split_names(dataset), *split_names(source)])
     request = Request(
         methods=split_names(methods),
         datasets=split_names(dataset),
@@ -74,10 +71,7 @@ def run(
         preset=preset,
         encoder=encoder,
         changes=split_settings(set_ or []),
-        data_root=root,
-        data_roots=roots,
-        source=source,
-        source_root=source_root,
+        data_root=data_root,
         categories=split_names(categories),
         limit=limit,
         strict=strict,
@@ -90,7 +84,11 @@ def run(
     scoring = Scoring(mask_rule=mask_rule.value)
     cells = make_plan(request, store, weight_store, scoring, force=force)
     live = Live(display.value)
-    _show_plan(cells, live, json_ and dry_run, display)
+    if json_ and dry_run:
+        _print_json({"cells": [cell.summary() for cell in cells]})
+    elif display is not option.DisplayMode.none:
+        print_plan(cells, live.console)
+    _refuse_if_impossible(cells)
     if dry_run:
         return
     options = {
@@ -107,17 +105,10 @@ def run(
         raise typer.Exit(errors.EXIT_NEGATIVE)
 
 
-def _show_plan(cells: Sequence[Cell], live: Live, as_json: bool, display: option.DisplayMode) -> None:
-    """The plan, to stderr or as JSON to stdout; raises the first obstacle when no cell can run."""
+def _print_json(value: Any) -> None:
     import json
 
-    from inpbench.harness.console import print_plan
-
-    if as_json:
-        typer.echo(json.dumps({"cells": [cell.summary() for cell in cells]}, indent=1, ensure_ascii=False))
-    elif display is not option.DisplayMode.none:
-        print_plan(cells, live.console)
-    _refuse_if_impossible(cells)
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def _refuse_if_impossible(cells: Sequence[Cell]) -> None:
