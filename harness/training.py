@@ -42,7 +42,7 @@ class SeveralSets:
         self._parts = [part for _, part in parts]
         self._categories = [f"{name}/{category}" for name, part in parts for category in part.categories]
         self._samples = [replace(s, category=f"{name}/{s.category}") for name, part in parts for s in part.samples]
-        self._place = [(part, index) for part in self._parts for index in range(len(part))]
+        self._place = [(number, index) for number, part in enumerate(self._parts) for index in range(len(part))]
 
     @property
     def samples(self) -> Sequence[Sample]:
@@ -59,13 +59,25 @@ class SeveralSets:
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """(B, 3, H, W), normalised, on the device."""
-        places = [self._place[index] for index in indices]
-        return torch.cat([part.batch([index]) for part, index in places])
+        return self._gathered(indices, TrainingImages.batch)
 
     def masks(self, indices: Sequence[int]) -> Tensor:
         """(B, H, W) bool at crop size, on the device."""
+        return self._gathered(indices, TrainingImages.masks)
+
+    def _gathered(self, indices: Sequence[int], read: Callable[[TrainingImages, list[int]], Tensor]) -> Tensor:
+        """What `read` gives for each index, each set read at once, in the order of the indices."""
         places = [self._place[index] for index in indices]
-        return torch.cat([part.masks([index]) for part, index in places])
+        pieces, rows = [], []
+        for number, part in enumerate(self._parts):
+            mine = [row for row, (owner, _) in enumerate(places) if owner == number]
+            if mine:
+                pieces.append(read(part, [places[row][1] for row in mine]))
+                rows += mine
+        gathered = torch.cat(pieces)
+        out = torch.empty_like(gathered)
+        out[torch.tensor(rows, device=out.device)] = gathered
+        return out
 
 
 class Trained(NamedTuple):
