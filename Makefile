@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check benchmarks gpu-check links clean
+.PHONY: help setup links demo test check benchmarks gpu-check clean
 .DEFAULT_GOAL := help
 
 help:

@@ -21,6 +21,7 @@ from typing import Any
 from inpbench.harness.baselines import PROTOCOL, Baseline, Entry, key_of, load, metric_hardware, protocol_of, update
 from inpbench.harness.errors import EXIT_NEGATIVE, EXIT_NOTHING, EXIT_OK
 from inpbench.harness.records import Record, RecordStore, canonical_json
+from inpbench.harness.sources import in_words
 
 __all__ = ["COMPARED", "VERDICTS", "CheckResult", "Finding", "cell_name", "check", "differences", "update"]
 
@@ -116,7 +117,8 @@ def cell_name(key: dict[str, Any]) -> str:
     """A cell in words, for messages."""
     shots = f", {key['shots']} shots" if key["shots"] else ""
     limit = f", limit {key['limit']}" if key["limit"] is not None else ""
-    return f"{key['label']}, {key['dataset']}, {key['setting']}{shots}, seed {key['seed']}{limit}"
+    source = f" {words}" if (words := in_words(key)) else ""
+    return f"{key['label']}, {key['dataset']}, {key['setting']}{source}{shots}, seed {key['seed']}{limit}"
 
 
 def _selected(key: dict[str, Any], filters: dict[str, Any]) -> bool:

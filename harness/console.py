@@ -59,16 +59,15 @@ def print_plan(cells: Sequence[Cell], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from inpbench.harness.plan import counts
+    from inpbench.harness.plan import counts, setting_of
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("", "method", "dataset", "setting", "seed", "note"):
         table.add_column(name, overflow="fold")
     shown = {"done": "done", "todo": "to do", "impossible": "impossible"}
     for cell in cells:
-        setting = f"{cell.setting.name} k={cell.shots}" if cell.shots else cell.setting.name
         status = Text(shown[cell.status], style=STATUS_STYLE[cell.status])
-        table.add_row(status, Text(cell.label), cell.dataset.name, setting, str(cell.seed), Text(cell.reason))
+        table.add_row(status, Text(cell.label), cell.dataset.name, setting_of(cell), str(cell.seed), Text(cell.reason))
     number = counts(cells)
     console.print(table)
     console.print(f"{number['done']} done, {number['todo']} to do, {number['impossible']} impossible")
@@ -126,7 +125,7 @@ class Live:
 
     def cell(self, cell: Cell) -> Progress:
         """A progress reporter for one cell."""
-        return self.task(f"{cell.method.name} {cell.dataset.name} seed {cell.seed}")
+        return self.task(f"{cell.method.name} {cell.dataset.name}{f' k={cell.shots}' if cell.shots else ''} seed {cell.seed}")
 
     def task(self, name: str) -> Progress:
         """A progress reporter for one piece of work."""

@@ -1,7 +1,7 @@
 """Which records may stand in one table, and which of them are one row of it.
 
 Records are comparable only when everything that makes up the protocol agrees (`FAMILY_KEYS`): such a family is one table, and
-families are never mixed. A row is an identity without its seed.
+families are never mixed. A row is an identity without its seed and what the seed drew.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from inpbench.harness.records import Record, canonical_json
 from inpbench.harness.settings import SETTINGS
+from inpbench.harness.sources import caption_of, in_words
 
 FAMILY_KEYS = (
     "dataset",
@@ -39,9 +40,11 @@ class Family:
 
     @property
     def title(self) -> str:
-        """`visa, multi_class` and, where there are any, the shots."""
-        shots = f", {self.protocol['shots']} shots" if self.protocol["shots"] else ""
-        return f"{self.protocol['dataset']}, {self.protocol['setting']}{shots}"
+        """`visa, multi_class` and, where there are any, the shots and the source."""
+        k = self.protocol["shots"]
+        shots = f", {k} shot{'s' if k > 1 else ''}" if k else ""
+        source = f" {words}" if (words := in_words(self.protocol)) else ""
+        return f"{self.protocol['dataset']}, {self.protocol['setting']}{source}{shots}"
 
     def caption(self) -> list[str]:
         """The protocol in words, one statement a line."""
@@ -58,7 +61,7 @@ class Family:
             f"mask rule {scoring.get('mask_rule')}; mean over categories, in per cent",
         ]
         if protocol["source"] is not None:
-            lines.append(f"Trained on: {protocol['source'].get('dataset', 'another data set')}")
+            lines += caption_of(protocol["source"])
         if protocol["limit"] is not None:
             lines.append(f"LIMITED to {protocol['limit']} images a group: a trial, not a result")
         return lines
@@ -129,7 +132,8 @@ def rows_of(family: Family) -> list[Row]:
     groups: dict[str, dict[int, Record]] = {}
     for record in family.records:
         if record.status == "done":
-            key = canonical_json({name: value for name, value in record.identity.items() if name != "seed"})
+            # Another seed draws other support images: that is a part of what the deviation over seeds measures.
+            key = canonical_json({name: value for name, value in record.identity.items() if name not in ("seed", "support")})
             groups.setdefault(key, {})[record.identity["seed"]] = record
     rows = [Row(tuple(group[seed] for seed in sorted(group))) for group in groups.values()]
 

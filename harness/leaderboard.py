@@ -199,6 +199,7 @@ def _row_data(family: Family, row: Row, name: str) -> dict[str, Any]:
     identity = row.first.identity
     return {
         **{key: family.protocol[key] for key in ("dataset", "setting", "shots")},
+        "source": (family.protocol["source"] or {}).get("dataset"),
         "mask_rule": family.protocol["scoring"].get("mask_rule"),
         "variant": family.protocol["metrics"].get("variant"),
         "manifest": family.protocol["manifest"],

@@ -196,18 +196,21 @@ def prepare(
     *,
     cache: bool = True,
     progress: Progress | None = None,
+    train: Sequence[Sample] | None = None,
 ) -> None:
     """Decode everything a run will need before it begins: a broken test image is found now, not after hours of training.
 
+    train: only these training images (few-shot support images), instead of all normal ones.
     What was decoded earlier is not decoded again, but its findings are noted again, so that a resumed run knows them too.
     Raises as `TrainingImages` and `test_batches` do for broken files.
     """
     check_preprocess(preprocess)
     for category in categories:
-        train = [s for s in manifest.samples if s.category == category and s.split == "train" and s.label == 0]
+        normal = [s for s in manifest.samples if s.split == "train" and s.label == 0] if train is None else train
+        wanted = [s for s in normal if s.category == category]
         test = [s for s in manifest.samples if s.category == category and s.split == "test" and s.label >= 0]
-        if train:
-            open_pixels(manifest, train, preprocess, cache=cache, progress=progress)
+        if wanted:
+            open_pixels(manifest, wanted, preprocess, cache=cache, progress=progress)
         rows = open_pixels(manifest, test, preprocess, cache=cache, progress=progress)
         _open_truth(manifest, [s for s in test if s.image in rows.position], preprocess, scoring, cache)
 

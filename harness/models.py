@@ -1,6 +1,7 @@
 """What a cell learned, kept beside its record: `<id12>.models/<model>.safetensors`, and back to a method that predicts.
 
-A file holds the trained tensors (not the frozen encoder) and, in its header, the record's id and the model's name.
+A file holds the trained tensors (not the frozen encoder) and, in its header, the record's id and the model's name. A model that
+several cells share (harness/sources.py) lies in `trained/<method>/<id12>/` instead, under the id of its training.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from inpbench.harness.errors import PrerequisiteError, RecordError, UsageError, 
 from inpbench.harness.records import Record, RecordStore
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.sources import is_shared, training_id
 
 if TYPE_CHECKING:
     import torch
@@ -26,18 +28,52 @@ if TYPE_CHECKING:
 
 def models_folder(store: RecordStore, record: Record) -> Path:
     """Where the models of a record lie."""
+    if is_shared(record.identity):
+        found = trained_file(store, record.identity)
+        return shared_folder(store, record.identity) if found is None else found[0].parent
     return store.path_of(record.identity).with_suffix(".models")
 
 
-def save_model(folder: Path, name: str, record_id: str, state: Mapping[str, Tensor]) -> None:
-    """Write one model atomically; a method that learns no tensors leaves no file."""
+def shared_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path:
+    """Where the model of a shared training is kept, whether it is there or not."""
+    method = store.path_of(identity).parent.name
+    return store.folder / "trained" / method / training_id(identity)[:12]
+
+
+def trained_file(store: RecordStore, identity: Mapping[str, Any]) -> tuple[Path, float] | None:
+    """The kept model of the training behind a cell, and the seconds it took: the shared one, or that of the source's own record."""
+    shared = shared_folder(store, identity) / "all.safetensors"
+    if shared.is_file():
+        return shared, _fit_seconds(shared)
+    wanted = training_id(identity)
+    same = {"method": identity["method"], "seed": identity["seed"], "setting": identity["source"]["setting"]}
+    for record in store.all(status="done", **same):
+        path = store.path_of(record.identity).with_suffix(".models") / "all.safetensors"
+        if record.identity["source"] is None and training_id(record.identity) == wanted and path.is_file():
+            return path, float(record.cost.get("fit_s") or 0.0)
+    return None
+
+
+def _fit_seconds(path: Path) -> float:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return float((file.metadata() or {}).get("fit_s", 0.0))
+    except (OSError, SafetensorError, ValueError):  # `read_model` says what is wrong with it
+        return 0.0
+
+
+def save_model(folder: Path, name: str, record_id: str, state: Mapping[str, Tensor], *, fit_s: float | None = None) -> None:
+    """Write one model atomically; a method that learns no tensors leaves no file. fit_s: seconds of training."""
     from safetensors.torch import save
 
     if not state:
         return
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    header = {"format": "pt", "record": record_id, "model": name} | ({} if fit_s is None else {"fit_s": repr(fit_s)})
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / f"{name}.safetensors", save(tensors, {"format": "pt", "record": record_id, "model": name}))
+    write_bytes(folder / f"{name}.safetensors", save(tensors, header))
 
 
 def load_model(store: RecordStore, record: Record, name: str | None) -> tuple[str, dict[str, Tensor]]:
@@ -45,9 +81,6 @@ def load_model(store: RecordStore, record: Record, name: str | None) -> tuple[st
 
     Raises `PrerequisiteError` when the models were not kept, `UsageError` for an unknown name, `WeightsError` for a broken file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     folder = models_folder(store, record)
     names = sorted(path.stem for path in folder.glob("*.safetensors")) if folder.is_dir() else []
     if not names:
@@ -62,9 +95,16 @@ def load_model(store: RecordStore, record: Record, name: str | None) -> tuple[st
         raise UsageError(
             f"Record {record.id12} has no model '{chosen}'. {did_you_mean(chosen, names)}", f"Type: --model {names[0]}"
         )
-    path = folder / f"{chosen}.safetensors"
+    return chosen, read_model(folder / f"{chosen}.safetensors")
+
+
+def read_model(path: Path) -> dict[str, Tensor]:
+    """The tensors of a kept model; raises `WeightsError` for a broken file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        return chosen, load(path.read_bytes())
+        return dict(load(path.read_bytes()))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read: {error}.", "Run the cell again with --force.") from error
 

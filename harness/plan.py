@@ -17,6 +17,8 @@ from inpbench.harness.errors import BenchError, UsageError, did_you_mean
 from inpbench.harness.registry import DATASETS, METHODS
 from inpbench.harness.roots import locate
 from inpbench.harness.settings import Setting, get_setting
+from inpbench.harness.sources import in_words, source_of, stated_source
+from inpbench.harness.support import draw_of
 
 if TYPE_CHECKING:
     from inpbench.harness.manifest import Manifest
@@ -41,6 +43,9 @@ class Request:
     encoder: str | None = None
     changes: dict[str, dict[str, str]] = field(default_factory=dict)  # --set, by method or data set
     data_root: Path | None = None
+    data_roots: dict[str, Path] = field(default_factory=dict)  # --data-root NAME=DIR
+    source: str | None = None  # the data set that zero_shot trains on
+    source_root: Path | None = None
     categories: tuple[str, ...] = ()  # () is all
     limit: int | None = None
     strict: bool = True
@@ -63,6 +68,7 @@ class Cell:
     status: Literal["todo", "done", "impossible"]
     reason: str = ""  # why it is impossible, or what is known of earlier tries
     manifest: Manifest | None = None
+    trained_on: tuple[Manifest, ...] = ()  # the data sets of a shared model; (): the manifest's own images
     identity: dict[str, Any] = field(default_factory=dict)
     id: str = ""
     refusal: BenchError | None = None  # the error behind `impossible`
@@ -75,6 +81,7 @@ class Cell:
             "label": self.label,
             "dataset": self.dataset.name,
             "setting": self.setting.name,
+            "source": (self.identity.get("source") or {}).get("dataset"),
             "shots": self.shots,
             "seed": self.seed,
             "status": self.status,
@@ -106,11 +113,11 @@ def make_plan(request: Request, store: RecordStore, weights: WeightStore, scorin
     setting = get_setting(request.setting)
     _check(request, setting)
     drafts = [_draft(name, request) for name in request.methods]
+    refused = bool(setting.refusal)
+    manifests = [None if refused else _manifest(DATASETS.get(name), request) for name in request.datasets]
+    trained_on = () if refused else _trained_on(setting, request, manifests)
     cells: list[Cell] = []
-    for dataset_name in request.datasets:
-        dataset = DATASETS.get(dataset_name)
-        refused = bool(setting.refusal)
-        manifest = None if refused else _manifest(dataset, request)
+    for dataset, manifest in zip(map(DATASETS.get, request.datasets), manifests, strict=True):
         for info, params, label in drafts:
             for shots in request.shots or setting.shots or (0,):
                 for seed in request.seeds:
@@ -124,6 +131,7 @@ def make_plan(request: Request, store: RecordStore, weights: WeightStore, scorin
                         shots=shots,
                         status="todo",
                         manifest=manifest,
+                        trained_on=trained_on,
                         request=request,
                     )
                     cells.append(_decide(cell, request, store, weights, scoring, force))
@@ -136,7 +144,7 @@ def _check(request: Request, setting: Setting) -> None:
     if len(request.datasets) > 1 and request.data_root is not None:
         raise UsageError(
             "--data-root names one data set, but several are asked for.",
-            "Type: export INPBENCH_DATA=DIR, with one folder a data set",
+            f"Type: --data-root {request.datasets[0]}=DIR for each, or: export INPBENCH_DATA=DIR, with one folder a data set",
         )
     if request.shots and not setting.shots:
         raise UsageError(f"{setting.name} has no shots.", "Leave --shots out, or type: --setting few_shot")
@@ -144,13 +152,54 @@ def _check(request: Request, setting: Setting) -> None:
         raise UsageError(
             "--checkpoint is one model of one method; this run has several.", "Type: --methods NAME --setting multi_class"
         )
-    owners = {*request.methods, *request.datasets}
+    _check_setting(request, setting)
+    owners = {*request.methods, *request.datasets, *([request.source] if request.source else [])}
     for owner in request.changes:
         if owner not in owners:
             raise UsageError(
                 f"--set {owner}.…: '{owner}' is not part of this run. {did_you_mean(owner, owners)}",
                 f"Type: --set {request.methods[0]}.KEY=VALUE",
             )
+
+
+def _check_setting(request: Request, setting: Setting) -> None:
+    """What the setting needs, and what it has no use for."""
+    if request.source is not None and not setting.source:
+        raise UsageError(f"{setting.name} has no source data set.", "Leave --source out, or type: --setting zero_shot")
+    if request.source_root is not None and request.source is None:
+        raise UsageError("--source-root is the root of --source, which is not given.", "Type: --source NAME --source-root DIR")
+    for name in request.data_roots:
+        known = [*request.datasets, *([request.source] if request.source else [])]
+        if name not in known:
+            raise UsageError(
+                f"--data-root {name}=…: '{name}' is no data set of this run. {did_you_mean(name, known)}",
+                f"Type: --data-root {known[0]}=DIR",
+            )
+    if not setting.working:
+        return
+    if setting.source and request.source is None and request.checkpoint is None:
+        raise UsageError(
+            f"{setting.name} is trained on another data set than it is tested on, and none is named.",
+            "Type: --source real_iad [--source-root DIR], or: --checkpoint model.pth",
+        )
+    if setting.several_datasets and len(request.datasets) < 2 and request.checkpoint is None:
+        raise UsageError(
+            f"{setting.name} trains one model on several data sets, found one: {request.datasets[0]}.",
+            "Type: --dataset mvtec_ad,visa,real_iad",
+        )
+    if setting.shots and request.checkpoint is not None and len(request.shots) != 1:
+        raise UsageError("--checkpoint is one model, trained with one number of shots.", "Type for example: --shots 4")
+
+
+def _trained_on(setting: Setting, request: Request, manifests: Sequence[Manifest | None]) -> tuple[Manifest, ...]:
+    """The data sets of a model that several cells share; none where each cell has its own, or a checkpoint."""
+    if request.checkpoint is not None:
+        return ()
+    if setting.several_datasets:
+        return tuple(manifest for manifest in manifests if manifest is not None)
+    if setting.source and request.source is not None:
+        return (_manifest(DATASETS.get(request.source), request, as_source=True),)
+    return ()
 
 
 def _draft(name: str, request: Request) -> tuple[MethodInfo, Any, str]:
@@ -170,12 +219,15 @@ def _draft(name: str, request: Request) -> tuple[MethodInfo, Any, str]:
     return info, params, parameters.label(name, shown, params, info.params(**preset))
 
 
-def _manifest(dataset: DatasetInfo, request: Request) -> Manifest:
+def _manifest(dataset: DatasetInfo, request: Request, *, as_source: bool = False) -> Manifest:
+    """The listing of a data set of the request; a source is taken with all its categories."""
     from inpbench.harness.manifest import open_manifest
 
     dataset_params = parameters.build(dataset.name, dataset.params, request.changes.get(dataset.name, {}))
-    root = locate(dataset, dataset_params, request.data_root)
-    manifest = open_manifest(dataset, dataset_params, root, request.strict, request.categories or None)
+    given = request.source_root if as_source else request.data_root
+    root = locate(dataset, dataset_params, given or request.data_roots.get(dataset.name))
+    categories = () if as_source else request.categories
+    manifest = open_manifest(dataset, dataset_params, root, request.strict, categories or None)
     if request.limit is not None:
         manifest = manifest.limit(request.limit)
     return manifest
@@ -215,6 +267,14 @@ def _history(record: Record) -> str:
 def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Scoring) -> dict[str, Any]:
     """The identity document of a cell: plain data, in clear, versioned. Raises `WeightsError` when weights are missing."""
     assert cell.manifest is not None
+    if any(cell.setting.source and other.sha256 == cell.manifest.sha256 for other in cell.trained_on):
+        raise UsageError(
+            f"{cell.setting.name}: source and target are the same images ({cell.dataset.name} in {cell.manifest.root}).",
+            "Choose another --source, or type: --setting multi_class",
+        )
+    support: dict[str, Any] = {}
+    if cell.setting.shots and request.checkpoint is None:  # which images a checkpoint was trained on is not known
+        support = {"support": draw_of(cell.manifest, cell.shots, cell.seed)}
     preprocess = cell.params.preprocess
     return {
         "v": IDENTITY_VERSION,
@@ -225,7 +285,7 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
         "setting_version": cell.setting.version,
         "shots": cell.shots,
         "seed": cell.seed,
-        "source": None,
+        "source": _source(cell, request),
         "dataset": cell.dataset.name,
         "dataset_version": cell.dataset.version,
         "dataset_params": parameters.plain(cell.manifest.params),
@@ -243,7 +303,16 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
         "limit": request.limit,
         "selection": "last",
         "checkpoint": None if request.checkpoint is None else weights.hash_file(request.checkpoint),
+        **support,
     }
+
+
+def _source(cell: Cell, request: Request) -> dict[str, Any] | None:
+    """What was trained on, where it is not the data set that is tested."""
+    if cell.trained_on:
+        return source_of(cell.setting, cell.trained_on)
+    shared = cell.setting.source or cell.setting.several_datasets
+    return stated_source(request.source) if shared else None
 
 
 def _suite_version() -> int:
@@ -258,6 +327,13 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_jsonable(item) for item in value]
     return value
+
+
+def setting_of(cell: Cell) -> str:
+    """The setting in words: `few_shot k=4`, `zero_shot from real_iad`."""
+    shots = f"k={cell.shots}" if cell.shots else ""
+    source = in_words(cell.identity) if cell.identity else ""
+    return " ".join(filter(None, (cell.setting.name, shots, source)))
 
 
 def counts(cells: Sequence[Cell]) -> dict[str, int]:

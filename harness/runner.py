@@ -13,8 +13,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,14 +25,16 @@ from inpbench.harness.claims import claim
 from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.errors import BenchError
 from inpbench.harness.evaluation import CategoryResult, evaluate_category
-from inpbench.harness.loading import TrainingImages, prepare
+from inpbench.harness.loading import prepare
 from inpbench.harness.models import save_model
 from inpbench.harness.plan import Cell, marks_of
 from inpbench.harness.records import Record, RecordStore, new_record
 from inpbench.harness.registry import resolve
 from inpbench.harness.scratch import Scratch
 from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.sources import is_shared, training_id
 from inpbench.harness.stamp import make_stamp
+from inpbench.harness.training import decoded_for_training, shared_model, support_of, training_set
 from inpbench.harness.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -112,11 +115,18 @@ def _started(cell: Cell) -> Record:
         cell.identity,
         cell.label,
         marks=marks_of(cell),
-        skipped=[
-            {"file": finding.file, "status": finding.status, "message": finding.message} for finding in cell.manifest.findings
-        ],
+        support=[sample.image for sample in support_of(cell) or ()],
+        skipped=_skipped(cell),
+        notes=[f"model of the training {training_id(cell.identity)[:12]}"] if is_shared(cell.identity) else [],
         started=_now(),
     )
+
+
+def _skipped(cell: Cell) -> list[dict[str, str]]:
+    """The findings about everything that the cell was tested and trained on, each once."""
+    manifests = [manifest for manifest in (cell.manifest, *cell.trained_on) if manifest is not None]
+    found = dict.fromkeys(finding for manifest in manifests for finding in manifest.findings)
+    return [{"file": finding.file, "status": finding.status, "message": finding.message} for finding in found]
 
 
 def units_of(cell: Cell) -> dict[str, tuple[str, ...]]:
@@ -145,13 +155,15 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
         options.scoring,
         cache=options.pixel_cache,
         progress=progress,
+        train=decoded_for_training(cell),
     )
     results: dict[str, CategoryResult] = {}
     cost = Cost()
     for unit, categories in units_of(cell).items():
         finished = {c: r for c in categories if (r := CategoryResult.read(work / "tested", c)) is not None}
         if len(finished) < len(categories):
-            finished |= _run_unit(cell, unit, [c for c in categories if c not in finished], work, options, progress, cost)
+            left = [c for c in categories if c not in finished]
+            finished |= _run_unit(cell, unit, left, work, options, progress, cost, store)
         results |= finished
     record.metrics = {
         "mean": _means(results),
@@ -162,7 +174,7 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     }
     record.samples = store.write_samples(record.identity, {c: r.samples for c, r in results.items()})
     record.cost = cost.as_dict(results.values())
-    record.skipped = [{"file": f.file, "status": f.status, "message": f.message} for f in cell.manifest.findings]
+    record.skipped = _skipped(cell)
     record.stamp = make_stamp(options.device, eval_batch=options.eval_batch)
 
 
@@ -177,56 +189,62 @@ def _means(results: dict[str, CategoryResult]) -> dict[str, float | None]:
     return means
 
 
-def _run_unit(
-    cell: Cell, unit: str, categories: Sequence[str], work: Path, options: Options, progress: Progress, cost: Cost
-) -> dict[str, CategoryResult]:
-    """One model: build, fit (or take up where it was), test the categories that have no result yet."""
-    assert cell.manifest is not None and cell.request is not None
-    snapshots = FolderSnapshots(work / "models" / unit, options.snapshot_every_s)
+def _build(cell: Cell, options: Options, progress: Progress, setting: str, snapshots: FolderSnapshots) -> Any:
+    """The method of a cell, untrained, told to be in `setting`; every generator begins anew."""
+    assert cell.request is not None
     seed_everything(cell.seed)
     context = Context(
         device=options.device,
         dtype=options.dtype,
         seed=cell.seed,
-        setting=cell.setting.name,
+        setting=setting,
         # An official checkpoint holds its encoder: the tensors drawn here are all replaced by it.
         weights=options.weights if cell.request.checkpoint is None else WeightStore("random"),
         snapshots=snapshots,
         progress=progress,
         shots=cell.shots,
         engine=cell.request.engine,
-        array=Scratch(work / "scratch"),
+        array=Scratch(snapshots.folder / "scratch"),
     )
-    method = resolve(cell.method.target)(cell.params, context)
-    preprocess = cell.params.preprocess
-    fitted = snapshots.load_fitted()
+    return resolve(cell.method.target)(cell.params, context)
+
+
+def _run_unit(
+    cell: Cell,
+    unit: str,
+    categories: Sequence[str],
+    work: Path,
+    options: Options,
+    progress: Progress,
+    cost: Cost,
+    store: RecordStore,
+) -> dict[str, CategoryResult]:
+    """One model: build, fit (or take up where it was), test the categories that have no result yet."""
+    assert cell.manifest is not None and cell.request is not None
+    snapshots = FolderSnapshots(work / "models" / unit, options.snapshot_every_s)
+    build = partial(_build, cell, options, progress)
+    # Before the method of this cell is built: a GPU need not hold both.
+    shared = shared_model(cell, store, options, progress, build) if is_shared(cell.identity) else None
+    method = build(cell.setting.name, snapshots)
+    fitted = snapshots.load_fitted() if shared is None else shared.state
     if fitted is not None:
         method.load_state(fitted)
     elif cell.request.checkpoint is not None:
         method.load_official(options.weights.read_file(cell.request.checkpoint))
     else:
-        unit_categories = units_of(cell)[unit]
-        train = TrainingImages(
-            cell.manifest,
-            unit_categories,
-            preprocess,
-            device=options.device,
-            dtype=options.dtype,
-            cache=options.pixel_cache and cell.request.engine == "fast",  # the reference decodes each epoch
-            progress=progress,
-        )
-        method.fit(train)
+        method.fit(training_set(cell, units_of(cell)[unit], options, progress))
         snapshots.save_fitted(method.state())
-    cost.add_fit(snapshots.elapsed_s() if fitted is None else snapshots.earlier_s)
+    earlier_s = snapshots.earlier_s if shared is None else shared.fit_s
+    cost.add_fit(snapshots.elapsed_s() if fitted is None else earlier_s)
     results = {}
     for index, category in enumerate(categories):
         progress(index, len(categories), f"testing {category}")
         results[category] = evaluate_category(cell, category, method, options, cost)
         results[category].write(work / "tested", category)
     progress(len(categories), len(categories), "tested")
-    if options.keep_models:
+    if options.keep_models and shared is None:
         save_model(work.with_suffix(".models"), unit, cell.id, method.state())
-    count_cost(method, preprocess.crop, options, cost)
+    count_cost(method, cell.params.preprocess.crop, options, cost)
     snapshots.clear()
     del method
     gc.collect()

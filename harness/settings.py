@@ -41,7 +41,6 @@ _ALL = (
         title="one model, k normal images of each category",
         unit="dataset",
         shots=(1, 2, 4),
-        working=False,
     ),
     Setting(
         name="zero_shot",
@@ -49,7 +48,6 @@ _ALL = (
         title="trained on a source data set, tested on another",
         unit="dataset",
         source=True,
-        working=False,
     ),
     Setting(
         name="super_multi_class",
@@ -57,7 +55,6 @@ _ALL = (
         title="one model for the categories of several data sets",
         unit="dataset",
         several_datasets=True,
-        working=False,
     ),
     Setting(name="cross_class", version=1, title="trained on objects, tested on textures, and back", unit="dataset", working=False),
     Setting(

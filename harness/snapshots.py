@@ -22,7 +22,7 @@ class FolderSnapshots:
     """`harness.api.Snapshots` in a folder: `snapshot.pt` while training, `fitted.pt` once trained."""
 
     def __init__(self, folder: Path, every_s: float = 30.0) -> None:
-        self._folder = folder
+        self.folder = folder
         self._every_s = every_s
         self._last = time.monotonic()
         self._started = time.monotonic()
@@ -57,20 +57,20 @@ class FolderSnapshots:
     def clear(self) -> None:
         """Forget everything: the results are in the record's store now."""
         for name in ("snapshot.pt", "fitted.pt"):
-            (self._folder / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
 
     def _write(self, name: str, state: Mapping[str, Any]) -> None:
         import torch
 
         buffer = io.BytesIO()
         torch.save({"elapsed_s": self.elapsed_s(), "state": dict(state)}, buffer)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._folder / name, buffer.getvalue())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.folder / name, buffer.getvalue())
 
     def _read(self, name: str) -> dict[str, Any] | None:
         import torch
 
-        path = self._folder / name
+        path = self.folder / name
         if not path.is_file():
             return None
         try:

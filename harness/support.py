@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from inpbench.harness.api import Sample
 from inpbench.harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from inpbench.harness.manifest import Manifest
 
 
 def draw_support(counts: Mapping[str, int], shots: int, seed: int) -> dict[str, list[int]]:
@@ -32,9 +36,43 @@ def draw_support(counts: Mapping[str, int], shots: int, seed: int) -> dict[str, 
 
 def support_samples(samples: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
     """The drawn samples among a manifest's, category by category, in the order of the draw."""
+    normal = _normal(samples)
+    drawn = draw_support({category: len(group) for category, group in normal.items()}, shots, seed)
+    return [normal[category][position] for category, positions in drawn.items() for position in positions]
+
+
+def draw_of(manifest: Manifest, shots: int, seed: int) -> dict[str, list[int]]:
+    """Positions of the drawn images of each category of a manifest, among its normal training images.
+
+    Categories that were left out (--categories) still take their numbers from the stream where their published counts are known,
+    so that the draw of one category is that of the whole set. Raises as `draw_support`.
+    """
+    counts = {category: len(group) for category, group in _normal(manifest.samples).items()}
+    missing = [category for category in manifest.categories if category not in counts]
+    if missing:
+        raise UsageError(
+            f"{missing[0]} has 0 normal training images, {shots} shots were asked for.", "Leave it out with --categories."
+        )
+    published = manifest.info.counts
+    every = manifest.info.categories
+    if set(counts) <= set(every) and all(category in counts or category in published for category in every):
+        absent = {category: published[category].train for category in every if category not in counts}
+        if all(count >= shots for count in absent.values()):
+            stream = {category: counts.get(category, absent.get(category, 0)) for category in every}
+            drawn = draw_support(stream, shots, seed)
+            return {category: drawn[category] for category in counts}
+    return draw_support(counts, shots, seed)
+
+
+def drawn_samples(manifest: Manifest, drawn: Mapping[str, Sequence[int]]) -> list[Sample]:
+    """The samples at the positions that `draw_of` gave, category by category, in the order of the draw."""
+    normal = _normal(manifest.samples)
+    return [normal[category][position] for category, positions in drawn.items() for position in positions]
+
+
+def _normal(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     normal: dict[str, list[Sample]] = {}
     for sample in samples:
         if sample.split == "train" and sample.label == 0:
             normal.setdefault(sample.category, []).append(sample)
-    drawn = draw_support({category: len(group) for category, group in normal.items()}, shots, seed)
-    return [normal[category][position] for category, positions in drawn.items() for position in positions]
+    return normal

@@ -12,13 +12,14 @@ from methodkit import TINY, Stripes, make_context, reference_cosine, reference_l
 from torch import Tensor
 
 from inpbench.harness import params as parameters
+from inpbench.harness.api import Sample
 from inpbench.harness.errors import UsageError, WeightsError
 from inpbench.methods import encoder_table
 from inpbench.methods.encoders import build_encoder
 from inpbench.methods.fusion import Features
 from inpbench.methods.inp_former import INFO, InpFormerParams
 from inpbench.methods.inp_former.app_map import to_bytes
-from inpbench.methods.inp_former.augment import COUNT, shuffled_variants, variants
+from inpbench.methods.inp_former.augment import COUNT, Variants, shuffled_variants, variants
 from inpbench.methods.inp_former.method import InpFormer
 from inpbench.methods.inp_former.model import InpFormerNetwork
 from inpbench.methods.losses import soft_mining_weight
@@ -254,6 +255,79 @@ def test_shuffling_follows_a_generator() -> None:
     image = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(4))
     assert torch.equal(shuffled_variants(image, torch.Generator().manual_seed(4)), variants(image)[order])
+
+
+class Stored:
+    """A training set of given tensors, as the original holds its variants."""
+
+    categories = ("stripes",)
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.samples = [Sample(f"{index}.png", "stripes", "train", 0) for index in range(len(images))]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Any) -> Tensor:
+        return self.images[list(indices)]
+
+    def masks(self, indices: Any) -> Tensor:
+        return torch.zeros(len(indices), *self.images.shape[-2:], dtype=torch.bool)
+
+
+SQUARE = dataclasses.replace(PARAMS, input_size=(56, 56), crop_size=(56, 56), steps=None, epochs=2)
+
+
+def test_variants_as_a_training_set_are_those_of_each_image_and_read_it_once() -> None:
+    train = Stripes((28, 28), 3)
+    reads: list[list[int]] = []
+    inner = train.batch
+    train.batch = lambda indices: reads.append(list(indices)) or inner(indices)  # type: ignore[method-assign]
+    found = Variants(train)
+    assert len(found) == len(found.samples) == 66 and found.samples[22] is found.samples[43] is train.samples[1]
+    indices = [45, 2, 44, 65, 20]
+    expected = torch.cat([variants(image) for image in inner(range(3))])
+    assert torch.equal(found.batch(indices), expected[indices])
+    assert reads == [[2, 0]]
+    assert found.masks(indices).shape == (5, 28, 28)
+    train.batch = lambda indices: inner(indices).double()  # type: ignore[method-assign]
+    assert found.batch([3]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_few_shot_trains_on_every_variant_of_the_support(engine: Any) -> None:
+    support = Stripes((56, 56), 1).batch([0])
+    method = InpFormer(SQUARE, make_context(dtype=torch.float32, engine=engine, setting="few_shot"))
+    steps: list[int] = []
+    loss = method.loss
+    method.loss = lambda output, step: steps.append(step) or loss(output, step)  # type: ignore[method-assign]
+    method.fit(Stored(support))
+    assert steps == list(range(2 * (22 // 4))), "epochs of floor(22 k C / batch) steps"
+    reference = InpFormer(SQUARE, make_context(dtype=torch.float32, engine=engine))
+    reference.fit(Stored(variants(support[0])))
+    for key, value in reference.state().items():
+        torch.testing.assert_close(method.state()[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_few_shot_needs_a_square() -> None:
+    with pytest.raises(UsageError, match="expected a square crop, found 56x70") as caught:
+        InpFormer(PARAMS, make_context(setting="few_shot")).fit(Stripes((56, 70), 1))
+    assert "crop_size=56x56" in caught.value.hint
+
+
+def test_zero_shot_predicts_the_distance_to_the_nearest_prototype() -> None:
+    images = Stripes((56, 70), 2).batch([0, 1]).double()
+    method = InpFormer(PARAMS, make_context(setting="zero_shot"))
+    found = method.predict(images).amap
+    with torch.no_grad():
+        output = method.decode(method.encode(images))
+    for image, tokens, prototypes in zip(found, method.encode(images).fused, output.prototypes, strict=True):  # type: ignore[attr-defined]
+        for token, value in zip(tokens, image.flatten(), strict=True):
+            nearest = min(1 - float(reference_cosine(token, prototype)) for prototype in prototypes)
+            assert float(value) == pytest.approx(nearest, abs=1e-12)
+    other = InpFormer(PARAMS, make_context())
+    assert not torch.allclose(other.predict(images).amap, found)
 
 
 def test_bytes_of_the_app_wrap_around() -> None:

@@ -140,11 +140,11 @@ def test_marks_yardsticks_and_dirty_trees_have_footnotes():
     made = [record(0.9, marks=["built-in encoder"], stamp=dirty), record(0.8, method="toy_yardstick", marks=["built-in encoder"])]
     (table,) = build_tables(made)
     assert table.rows[0][0].marks == ("1",) and table.rows[1][0].marks == ("‡", "1")
-    assert table.rows[0][-1] == Cell("fffffff", ("*",))
+    assert table.rows[0][-1] == Cell("fffffff", ("+",))
     assert dict(table.footnotes) == {
         "1": "built-in encoder: not comparable with published numbers",
         "‡": "a yardstick, not a contender",
-        "*": "run from sources with uncommitted changes",
+        "+": "run from sources with uncommitted changes",
     }
 
 

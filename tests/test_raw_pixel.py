@@ -96,6 +96,6 @@ def test_impossible_parameters_are_refused(key: str, value: str) -> None:
 
 
 def test_info() -> None:
-    assert INFO.baseline and INFO.settings == {"multi_class", "single_class"} and INFO.weights(RawPixelParams()) == ()
+    assert INFO.baseline and {"multi_class", "few_shot", "zero_shot"} <= INFO.settings and INFO.weights(RawPixelParams()) == ()
     for preset in INFO.presets.values():
         assert build("raw_pixel", RawPixelParams, preset).preprocess.crop <= (256, 256)

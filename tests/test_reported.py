@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recordkit import record
 
 from inpbench.harness.errors import RecordError
 from inpbench.harness.metrics import METRICS
-from inpbench.harness.reported import DEFINITIONS, OFFICIAL_SCORING, load_reported, parse
+from inpbench.harness.reported import DEFINITIONS, OFFICIAL_SCORING, compare, load_reported, parse
 from inpbench.harness.settings import SETTINGS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -195,3 +196,24 @@ def test_facts_and_notes_are_kept(name):
     assert notes <= {entry["note"] for entry in ours["entries"]}
     iterations = {row["iterations"] for row in rows if "iterations" in row}
     assert iterations == {entry["protocol"]["iterations"] for entry in ours["entries"] if "iterations" in entry["protocol"]}
+
+
+def test_super_multi_class_is_compared_only_as_published() -> None:
+    from inpbench.harness.params import plain
+    from inpbench.harness.registry import DATASETS
+
+    def part(name: str) -> dict:
+        info = DATASETS.get(name)
+        return {"dataset": name, "dataset_params": plain(info.params()), "categories": list(info.categories)}
+
+    def compared(*names: str, drop: int = 0) -> tuple[dict[str, float], str]:
+        sets = [part(name) for name in names]
+        if drop:
+            sets[1]["categories"] = sets[1]["categories"][drop:]
+        made = record(setting="super_multi_class", source={"dataset": "+".join(names), "sets": sets}, **part("visa"))
+        found = compare(made, ["i_auroc"])
+        return found.values, found.reasons.get("i_auroc", "")
+
+    assert compared("mvtec_ad", "visa", "real_iad") == ({"i_auroc": 0.973}, "")
+    assert compared("visa", "mvtec_ad") == ({}, "published for one model of mvtec_ad, visa, real_iad")
+    assert compared("mvtec_ad", "visa", "real_iad", drop=1) == ({}, "not the official categories")

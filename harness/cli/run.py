@@ -10,7 +10,7 @@ import typer
 
 from inpbench.harness import errors
 from inpbench.harness.cli import run_options as option
-from inpbench.harness.cli.options import DataRoot, Json, Results, Set, results_folder, split_ints, split_names
+from inpbench.harness.cli.options import Json, Results, Set, results_folder, split_ints, split_names
 from inpbench.harness.errors import NothingError, UsageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ def run(
     weights: option.Weights = None,
     download: option.Download = False,
     set_: Set = None,
-    data_root: DataRoot = None,
+    data_root: option.DataRoots = None,
+    source: option.Source = None,
+    source_root: option.SourceRoot = None,
     categories: option.Categories = "",
     limit: option.Limit = None,
     checkpoint: option.Checkpoint = None,
@@ -61,6 +63,7 @@ def run(
     from inpbench.harness.scoring import Scoring
     from inpbench.harness.weights import WeightStore
 
+    root, roots = option.split_roots(data_root or [], [*split_names(dataset), *split_names(source)])
     request = Request(
         methods=split_names(methods),
         datasets=split_names(dataset),
@@ -70,7 +73,10 @@ def run(
         preset=preset,
         encoder=encoder,
         changes=split_settings(set_ or []),
-        data_root=data_root,
+        data_root=root,
+        data_roots=roots,
+        source=source,
+        source_root=source_root,
         categories=split_names(categories),
         limit=limit,
         strict=strict,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from inpbench.harness.errors import UsageError
 
 
 class MaskRule(str, Enum):
@@ -46,6 +49,21 @@ Datasets = Annotated[str, typer.Option("--dataset", "-d", help="Data sets, separ
 SettingName = Annotated[str, typer.Option("--setting", "-s", help="What is trained on what (bench list settings).")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas; the table shows mean and deviation.")]
 Shots = Annotated[str, typer.Option("--shots", help="Numbers of support images, for settings that have them.")]
+DataRoots = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-root",
+        metavar="DIR|NAME=DIR",
+        help="Root of the data set, or NAME=DIR for each of several (default: $INPBENCH_DATA/NAME).",
+        show_default=False,
+    ),
+]
+Source = Annotated[
+    str | None, typer.Option("--source", metavar="NAME", help="Data set that zero_shot trains on (bench list datasets).")
+]
+SourceRoot = Annotated[
+    Path | None, typer.Option("--source-root", metavar="DIR", help="Root of --source (default: $INPBENCH_DATA/NAME).")
+]
 Preset = Annotated[str, typer.Option("--preset", help="Named parameter values: paper, fast, smoke, demo.")]
 Encoder = Annotated[
     str | None,
@@ -83,3 +101,22 @@ Display = Annotated[DisplayMode, typer.Option("--display", help="What is shown w
 SnapshotEvery = Annotated[
     float, typer.Option("--snapshot-every", min=0.0, metavar="SECONDS", help="Time between two training snapshots.")
 ]
+
+
+def split_roots(given: list[str], names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
+    """`--data-root` as (the root that stands alone, roots by data set); `UsageError` when several stand alone.
+
+    names: the data sets of the run. `NAME=DIR` is meant where NAME has no slash and no such folder exists.
+    """
+    alone: list[Path] = []
+    named: dict[str, Path] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        if equals and (name in names or ("/" not in name and not Path(text).expanduser().is_dir())):
+            named[name] = Path(folder)
+        else:
+            alone.append(Path(text))
+    if len(alone) > 1:
+        example = names[0] if names else "NAME"
+        raise UsageError(f"--data-root was given {len(alone)} times without a data set's name.", f"Type: --data-root {example}=DIR")
+    return (alone[0] if alone else None), named

@@ -18,7 +18,8 @@ class DinomalyParams(ReconstructionParams):
     """Defaults are those of the official multi-class scripts for MVTec AD and VisA.
 
     Scripts that differ: Real-IAD multi-class has 50,000 steps and dropout 0.4 (preset `paper_real_iad`); the single-class ones of
-    MVTec AD, VisA and MPDD have eps 1e-8 (preset `paper_single_class`).
+    MVTec AD, VisA and MPDD have eps 1e-8 (preset `paper_single_class`). Its authors have
+    no few-shot recipe: in few_shot it trains on the support images as they are, with the steps of multi_class.
     """
 
     NAME: ClassVar[str] = "dinomaly"
@@ -57,7 +58,7 @@ INFO = MethodInfo(
     title="Dinomaly: the less-is-more reconstruction of frozen features",
     target="inpbench.methods.dinomaly.method:Dinomaly",
     params=DinomalyParams,
-    settings=frozenset({"multi_class", "single_class"}),
+    settings=frozenset({"multi_class", "single_class", "few_shot", "super_multi_class"}),
     presets={
         "paper": {},
         "paper_real_iad": {"steps": 50_000, "dropout": 0.4},

@@ -1,4 +1,8 @@
-"""INP-Former as a method under test: soft-mined global cosine loss + 0.2 * coherence loss."""
+"""INP-Former as a method under test: soft-mined global cosine loss + 0.2 * coherence loss.
+
+few_shot trains on 22 fixed variants of each support image; zero_shot maps the distance to the nearest prototype instead of the
+reconstruction. Everything else is the same in every setting.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from inpbench.harness.api import Context
+from inpbench.harness.api import Context, Prediction, TrainingSet
+from inpbench.harness.errors import UsageError
 from inpbench.methods.inp_former import InpFormerParams
+from inpbench.methods.inp_former.augment import Variants
 from inpbench.methods.inp_former.model import InpFormerNetwork, InpFormerOutput
 from inpbench.methods.losses import mined_global_cosine, soft_mining_weight
 from inpbench.methods.reconstruction import Reconstruction, ReconstructionMethod
@@ -42,8 +48,25 @@ class InpFormer(ReconstructionMethod):
         inp_output = cast(InpFormerOutput, output)
         return self.reconstruction_loss(inp_output) + self.params.gather_weight * inp_output.coherence
 
+    def fit(self, train: TrainingSet) -> None:
+        """Train the network; in few_shot on the variants of the support images. Raises `UsageError` where they do not exist."""
+        if self.ctx.setting != "few_shot":
+            return super().fit(train)
+        height, width = self.params.crop_size
+        if height != width:
+            raise UsageError(
+                f"inp_former few_shot turns its images by quarters: expected a square crop, found {height}x{width}.",
+                f"Type: --set inp_former.crop_size={min(height, width)}x{min(height, width)}",
+            )
+        return super().fit(Variants(train))
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Images (B, 3, H, W) -> the setting's map on the token grid (B, h, w)."""
+        return Prediction(self.zero_shot_map(images)) if self.ctx.setting == "zero_shot" else super().predict(images)
+
     def zero_shot_map(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> the distance of each token to its nearest prototype (B, h, w); nothing is reconstructed."""
+        self.network.eval()
         with torch.no_grad():
             output = cast(InpFormerOutput, self.decode(self.encode(images)))
         height, width = output.targets[0].shape[-2:]

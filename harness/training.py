@@ -1,0 +1,161 @@
+"""What the models of a cell are trained on, and the models that several cells share.
+
+zero_shot and super_multi_class test one model on several data sets. It is trained once, under the name of its training
+(`sources.training_id`) in `<results>/trained/<method>/<id12>/`, with its snapshots; every cell of that training loads it, today or
+next month, and a zero_shot cell also finds the kept model of its source's multi_class record. It stays until the folder is deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from inpbench.harness.api import Progress, Sample, TrainingSet
+from inpbench.harness.claims import claim
+from inpbench.harness.errors import DataError, WeightsError
+from inpbench.harness.loading import TrainingImages
+from inpbench.harness.models import read_model, save_model, shared_folder, trained_file
+from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.sources import training_id
+from inpbench.harness.support import drawn_samples
+
+if TYPE_CHECKING:
+    from inpbench.harness.plan import Cell
+    from inpbench.harness.records import RecordStore
+    from inpbench.harness.runner import Options
+
+log = logging.getLogger("inpbench")
+
+
+class SeveralSets:
+    """The training images of several data sets one after the other, unbalanced, as one `harness.api.TrainingSet`.
+
+    Categories are called `<data set>/<category>`: two sets may both have a `toothbrush`.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, TrainingImages]]) -> None:
+        self._parts = [part for _, part in parts]
+        self._categories = [f"{name}/{category}" for name, part in parts for category in part.categories]
+        self._samples = [replace(s, category=f"{name}/{s.category}") for name, part in parts for s in part.samples]
+        self._place = [(number, index) for number, part in enumerate(self._parts) for index in range(len(part))]
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """Of all sets, in the order of the sets; paths are relative to the root of each."""
+        return self._samples
+
+    @property
+    def categories(self) -> Sequence[str]:
+        """Of all sets, in the order of the sets."""
+        return self._categories
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """(B, 3, H, W), normalised, on the device."""
+        return self._gathered(indices, TrainingImages.batch)
+
+    def masks(self, indices: Sequence[int]) -> Tensor:
+        """(B, H, W) bool at crop size, on the device."""
+        return self._gathered(indices, TrainingImages.masks)
+
+    def _gathered(self, indices: Sequence[int], read: Callable[[TrainingImages, list[int]], Tensor]) -> Tensor:
+        """What `read` gives for each index, each set read at once, in the order of the indices."""
+        places = [self._place[index] for index in indices]
+        pieces, rows = [], []
+        for number, part in enumerate(self._parts):
+            mine = [row for row, (owner, _) in enumerate(places) if owner == number]
+            if mine:
+                pieces.append(read(part, [places[row][1] for row in mine]))
+                rows += mine
+        gathered = torch.cat(pieces)
+        out = torch.empty_like(gathered)
+        out[torch.tensor(rows, device=out.device)] = gathered
+        return out
+
+
+class Trained(NamedTuple):
+    """A model that several cells share."""
+
+    state: dict[str, Tensor]
+    fit_s: float  # seconds that its training took, whenever that was
+
+
+def support_of(cell: Cell) -> list[Sample] | None:
+    """The drawn support images of a few-shot cell; None where there are none (or where a checkpoint saw unknown ones)."""
+    drawn = cell.identity.get("support")
+    if drawn is None:
+        return None
+    assert cell.manifest is not None
+    return drawn_samples(cell.manifest, drawn)
+
+
+def decoded_for_training(cell: Cell) -> Sequence[Sample] | None:
+    """The training images that a cell decodes beforehand: its support, none of a zero_shot target, else (None) all of them."""
+    return () if cell.setting.source else support_of(cell)
+
+
+def training_set(cell: Cell, categories: Sequence[str], options: Options, progress: Progress) -> TrainingSet:
+    """What one model of a cell is trained on. Raises `DataError` for what cannot be read."""
+    assert cell.manifest is not None
+
+    def images(manifest: Any, chosen: Sequence[str], samples: Sequence[Sample] | None = None) -> TrainingImages:
+        return TrainingImages(
+            manifest,
+            chosen,
+            cell.params.preprocess,
+            device=options.device,
+            dtype=options.dtype,
+            cache=options.pixel_cache and cell.request.engine == "fast",  # the reference decodes each epoch
+            progress=progress,
+            samples=samples,
+        )
+
+    if cell.trained_on:
+        parts = [(manifest.info.name, images(manifest, manifest.categories)) for manifest in cell.trained_on]
+        return parts[0][1] if len(parts) == 1 else SeveralSets(parts)
+    support = support_of(cell)
+    train = images(cell.manifest, categories, support)
+    if support is not None and len(train) < len(support):
+        readable = {sample.image for sample in train.samples}
+        broken = next(sample.image for sample in support if sample.image not in readable)
+        raise DataError(
+            f"{cell.manifest.info.name}: the support image {broken} cannot be read: {cell.shots} shots would be fewer.",
+            "Repair it, or draw others: --seeds N",
+        )
+    return train
+
+
+Build = Callable[[str, FolderSnapshots], Any]
+"""(setting that the method is told to be in, where it leaves snapshots) -> the method of a cell, untrained."""
+
+
+def shared_model(cell: Cell, store: RecordStore, options: Options, progress: Progress, build: Build) -> Trained:
+    """The model of the training behind a cell: taken from where it was kept, or trained now, in the setting of its source."""
+    folder = shared_folder(store, cell.identity)
+    with claim(folder.with_suffix(".lock"), wait=True):  # another process may be training it: its model is ours
+        found = trained_file(store, cell.identity)
+        if found is not None:
+            path, fit_s = found
+            try:
+                return Trained(read_model(path), fit_s)
+            except WeightsError as error:
+                log.warning("%s The model is trained again.", error.message)
+        snapshots = FolderSnapshots(folder, options.snapshot_every_s)
+        method = build(cell.identity["source"]["setting"], snapshots)
+        state = snapshots.load_fitted()
+        if state is None:
+            method.fit(training_set(cell, (), options, progress))
+            state, fit_s = method.state(), snapshots.elapsed_s()
+            snapshots.save_fitted(state)
+        else:
+            fit_s = snapshots.earlier_s
+        save_model(folder, "all", training_id(cell.identity), state, fit_s=fit_s)
+        snapshots.clear()
+    return Trained({key: value.detach().cpu() for key, value in state.items()}, fit_s)
