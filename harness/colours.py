@@ -61,7 +61,7 @@ def paint(values: NDArray[Any], scale: Scale) -> NDArray[np.uint8]:
     """A map (H, W) -> RGB (H, W, 3); NaN, where nothing was scored, is blue-grey."""
     unit = scale.unit(values)
     missing = np.isnan(unit)
-    out = TABLE[(np.where(missing, 0.0, unit) * 255).round().astype(np.uint8)]
+    out: NDArray[np.uint8] = TABLE[(np.where(missing, 0.0, unit) * 255).round().astype(np.uint8)]
     out[missing] = NOT_SCORED.astype(np.uint8)
     return out
 
@@ -73,4 +73,5 @@ def overlay(image: NDArray[np.uint8], values: NDArray[Any], scale: Scale) -> NDA
     opacity = STRENGTH * np.sqrt(np.where(missing, 0.0, unit))[..., None]  # (H, W, 1)
     mixed = image * (1.0 - opacity) + paint(values, scale) * opacity
     mixed[missing] = 0.35 * image[missing] + 0.65 * NOT_SCORED
-    return mixed.round().astype(np.uint8)
+    painted: NDArray[np.uint8] = mixed.round().astype(np.uint8)
+    return painted

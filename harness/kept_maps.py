@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inpbench.harness.atomic import write_text
+from inpbench.harness.colours import make_scale
 from inpbench.harness.errors import RecordError, UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class MapKeeper:
         self._folder, self._category, self._which = folder, category, which
         self._raw = folder / f".{category}.raw.tmp"
         self._shape: tuple[int, ...] = ()
-        self._count = 0
+        self._count, self._high = 0, -np.inf
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._raw.open("wb")
@@ -84,7 +85,10 @@ class MapKeeper:
 
     def add(self, smoothed: torch.Tensor) -> None:
         """smoothed: (B, 256, 256)."""
+        from inpbench.harness.scoring import image_scores
+
         maps = smoothed.float().cpu().numpy()
+        self._high = max(self._high, float(image_scores(smoothed).max()))
         self._shape, self._count = maps.shape[1:], self._count + len(maps)
         maps.tofile(self._file)
 
@@ -100,7 +104,8 @@ class MapKeeper:
         temporary.replace(self._folder / f"{self._category}.npy")
         write_text(self._folder / f"{self._category}.json", json.dumps(samples, ensure_ascii=False))
         chosen = self._which.choose(samples["score"], samples["label"])
-        draw_sheet(cell, self._category, method, samples, maps, chosen, self._folder / f"{self._category}.png", device)
+        scale = make_scale(float(np.median(maps[:: max(1, len(maps) // 64)])), self._high)
+        draw_sheet(cell, self._category, method, samples, maps, chosen, scale, self._folder / f"{self._category}.png", device)
         self.close()
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""One picture a category: rows are images, columns the input, the mask, the map, the map over the input, and what the method explains.
+"""One picture a category: a row an image; the input, its mask, the map, the map over the input, and what the method explains.
 
-All tiles show what the method saw: the image at its crop, not the original aspect ratio. The colour scale is that of the category, from the
-median of its maps to the highest image score, because a category is the unit that metrics compare. The parts that a method
-explains (`harness.api.Explaining`) have a scale of their own, the same for all their tiles.
+All tiles show what the method saw: the image at its crop, not in its original aspect ratio. The colour scale is that of the
+category, from the median of its maps to the highest mean of the top 1 %, because a category is the unit that metrics compare. The parts
+that a method explains (`harness.api.Explaining`) have a scale of their own, the same for all their tiles.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def draw_sheet(
     samples: dict[str, list[Any]],
     maps: NDArray[np.float32],
     chosen: dict[int, str],
+    scale: colours.Scale,
     out: Path,
     device: torch.device,
 ) -> None:
@@ -57,7 +58,6 @@ def draw_sheet(
     assert cell.manifest is not None
     preprocess: Preprocess = cell.params.preprocess
     by_name = {sample.image: sample for sample in cell.manifest.samples}
-    scale = colours.make_scale(float(np.median(maps[:: max(1, len(maps) // 64)])), max(*samples["score"], float(maps.min()) + 1e-6))
     inputs = {
         i: image_at_crop(read_image(cell.manifest.root / samples["image"][i], samples["image"][i]), preprocess) for i in chosen
     }

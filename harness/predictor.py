@@ -100,4 +100,5 @@ def scoring_of(recorded: Mapping[str, Any]) -> Scoring:
     known = {item.name for item in fields(Scoring)}
     if unknown := set(recorded) - known:
         raise MetricError(f"The record's scoring has constants unknown here: {', '.join(sorted(unknown))}.", "Run the cell again.")
-    return Scoring(**{key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in recorded.items()}
+    return Scoring(**values)

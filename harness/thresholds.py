@@ -1,8 +1,8 @@
 """From scores of images to the threshold above which an image is called anomalous.
 
 `quantile=Q`: the smallest normal score that at least the share Q of the normal scores does not exceed; at most 1 - Q of those
-normal images are false alarms, whatever the defects look like. `f1`: the cut with the highest F1 on labelled scores, half-way to the
-next score below; of several, the highest. A number stands for itself. The verdict is always `score > threshold`.
+normal images are false alarms, whatever the defects look like. `f1`: the cut with the highest F1 on labelled scores, half-way
+to the next score below; of several, the highest. A number stands for itself. The verdict is always `score > threshold`.
 """
 
 from __future__ import annotations

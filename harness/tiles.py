@@ -77,7 +77,8 @@ class Blend:
     def _ramp(self, length: int) -> NDArray[np.float64]:
         """1 in the middle, falling over the overlap to nearly 0 at both ends; never 0, so that the image's border has a value."""
         inside = np.minimum(np.arange(length) + 1.0, np.arange(length, 0, -1.0))
-        return np.minimum(inside / (self._overlap + 1.0), 1.0)
+        ramp: NDArray[np.float64] = np.minimum(inside / (self._overlap + 1.0), 1.0)
+        return ramp
 
     def result(self) -> NDArray[np.float32]:
         """(height, width) float32."""
