@@ -1,8 +1,8 @@
 """One picture a category: a row an image; the input, its mask, the map, the map over the input, and what the method explains.
 
 All tiles show what the method saw: the image at its crop, not in its original aspect ratio. The colour scale is that of the
-category, from the median of its maps to the highest mean of the top 1 %, because a category is the unit that metrics compare. The parts
-that a method explains (`harness.api.Explaining`) have a scale of their own, the same for all their tiles.
+category, because a category is the unit that metrics compare: from the median of its maps to the highest mean of a map's top 1 %.
+The parts that a method explains (`harness.api.Explaining`) have a scale of their own, the same for all their tiles.
 """
 
 from __future__ import annotations
