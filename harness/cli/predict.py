@@ -261,6 +261,11 @@ def _print(content: dict[str, Any], out: Path, trained: Trained, live: Any, json
             else ""
         )
         live.console.print(f"Threshold {limit['value']:.4g}{of}", markup=False, soft_wrap=True)
+    if limit is not None and limit["normal_images"] and limit["false_alarms"] == limit["normal_images"]:
+        message = (
+            "Warning: F1 is highest when every image is called anomalous; --threshold quantile=0.995 looks at normal images only."
+        )
+        live.console.print(message, markup=False, style="yellow", soft_wrap=True)
     for mark in trained.facts.get("marks", []):
         live.console.print(f"Model: {mark}", markup=False)
     skipped = sum(row["status"] == "skipped" for row in rows)
