@@ -2,7 +2,7 @@
 
 All tiles show what the method saw: the image at its crop, not in its original aspect ratio. The colour scale is that of the
 category, because a category is the unit that metrics compare: from the median of its maps to the highest mean of a map's top 1 %.
-The parts that a method explains (`harness.api.Explaining`) have a scale of their own, the same for all their tiles.
+Each part that a method explains (`harness.api.Explaining`) has a scale of its own, the same down its column.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ TILE_PX = 168  # longer side of a tile
 GAP_PX = 6
 NAME_PX = 34  # caption of a row, two lines
 HEAD_PX = 78  # title, legend and column names
+LEAST_CONTRAST = 0.05  # a part whose values span less than this share of its kind's stays dull, lest noise be enlarged
 
 
 class _Tile(NamedTuple):
@@ -41,6 +42,7 @@ class _Tile(NamedTuple):
 
     column: str
     pixels: Pixels  # (H, W, 3)
+    note: str = ""  # written on the picture
 
 
 def draw_sheet(
@@ -85,9 +87,12 @@ def _tiles(
         mask = mask_at_crop(stored_mask(manifest, sample), preprocess).max(axis=0)
     values = _enlarged(amap, (image.shape[0], image.shape[1]))
     grey = np.repeat((mask[..., None] * 255).astype(np.uint8), 3, axis=2)
+    note = ""
+    if sample.label == 1 and not mask.any():
+        note = "no mask" if sample.mask is None else "outside the crop, or empty"
     return [
         _Tile("input", image),
-        _Tile("mask" if sample.mask is not None or sample.label == 0 else "mask: none", grey),
+        _Tile("mask", grey, note),
         _Tile("map", colours.paint(values, scale)),
         _Tile("overlay", colours.overlay(image, values, scale)),
     ]
@@ -109,9 +114,11 @@ def _explained(method: Method, inputs: dict[int, Pixels], preprocess: Preprocess
     parts = {name: torch.cat([batch[name] for batch in batches]).float().cpu().numpy() for name in batches[0]}  # (B, M, h, w)
     out: dict[int, list[_Tile]] = {i: [] for i in inputs}
     for name, values in parts.items():
-        scale = colours.make_scale(float(values.min()), float(np.quantile(values, 0.999)))
-        for row, i in enumerate(inputs):
-            for m in range(values.shape[1]):
+        least = max(LEAST_CONTRAST * float(np.ptp(values)), 1e-9)
+        for m in range(values.shape[1]):
+            low = float(values[:, m].min())
+            scale = colours.make_scale(low, max(float(values[:, m].max()), low + least))
+            for row, i in enumerate(inputs):
                 column = name if values.shape[1] == 1 else f"{name} {m + 1}"
                 out[i].append(_Tile(column, colours.paint(_enlarged(values[row, m], preprocess.crop, nearest=True), scale)))
     return out
@@ -130,7 +137,7 @@ def _compose(title: str, rows: list[tuple[str, str, tuple[int, int, int], list[_
     draw_legend(sheet, (GAP_PX, 28), 160, scale)
     draw.text((GAP_PX + 176, 27), "map value, one scale for the category", fill=INK, font_size=12)
     for x, part in enumerate(rows[0][3]):
-        draw.text((GAP_PX + x * step, HEAD_PX - 18), part.column.partition(":")[0], fill=INK, font_size=13)
+        draw.text((GAP_PX + x * step, HEAD_PX - 18), part.column, fill=INK, font_size=13)
     for y, (text, name, ink, tiles) in enumerate(rows):
         top = HEAD_PX + y * (tile[1] + NAME_PX)
         draw.text((GAP_PX, top), text, fill=ink, font_size=13)
@@ -139,6 +146,5 @@ def _compose(title: str, rows: list[tuple[str, str, tuple[int, int, int], list[_
             sheet.paste(
                 Image.fromarray(part.pixels).resize(tile, Image.Resampling.BILINEAR), (GAP_PX + x * step, top + NAME_PX - 4)
             )
-            if part.column == "mask: none":
-                draw.text((GAP_PX + x * step + 6, top + NAME_PX), "no mask", fill=PAPER, font_size=11)
+            draw.text((GAP_PX + x * step + 6, top + NAME_PX), part.note, fill=PAPER, font_size=11)
     return sheet

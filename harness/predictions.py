@@ -73,7 +73,11 @@ def score_images(
 
     if strict:  # a broken header is found before the first image is scored
         for file in files:
-            image_size(root / file, file)
+            try:
+                image_size(root / file, file)
+            except UnreadableError:
+                read_image(root / file, file)  # says in clearer words what is wrong
+                raise
     names, run = output_names(list(files)), Run()
     for start in range(0, len(files), predictor.batch):
         progress(start, len(files), "scoring")
