@@ -256,6 +256,14 @@ class Method(Protocol):
         ...
 
 
+class Explaining(Protocol):
+    """What a method may offer besides `Method`: pictures of how it came to its map, for sheets (`--save-maps`)."""
+
+    def explain(self, images: Tensor) -> dict[str, Tensor]:
+        """images: (B, 3, H, W) as for `predict`. Returns name -> (B, M, h, w), M parts of one kind on one scale."""
+        ...
+
+
 def no_weights(params: Any) -> tuple[WeightSpec, ...]:
     """`MethodInfo.weights` of a method without a pretrained part."""
     return ()

@@ -25,6 +25,7 @@ from inpbench.harness.scoring import image_scores, smooth_maps
 if TYPE_CHECKING:
     from inpbench.harness.api import Method
     from inpbench.harness.cost import Cost
+    from inpbench.harness.kept_maps import MapKeeper
     from inpbench.harness.plan import Cell
     from inpbench.harness.runner import Options
 
@@ -81,8 +82,13 @@ class Stopwatch:
             torch.cuda.synchronize(self._device)
 
 
-def evaluate_category(cell: Cell, category: str, method: Method, options: Options, cost: Cost) -> CategoryResult:
-    """Predict every test image of a category and measure; raises `BenchError` naming the category when scores are NaN."""
+def evaluate_category(
+    cell: Cell, category: str, method: Method, options: Options, cost: Cost, maps: MapKeeper | None = None
+) -> CategoryResult:
+    """Predict every test image of a category and measure; raises `BenchError` naming the category when scores are NaN.
+
+    maps: where to keep the smoothed maps; they go to the disk as they come.
+    """
     assert cell.manifest is not None and cell.request is not None
     preprocess = cell.params.preprocess
     metrics = CategoryMetrics(variant=cell.request.variant, device=options.device)
@@ -104,10 +110,14 @@ def evaluate_category(cell: Cell, category: str, method: Method, options: Option
             metrics.update(smoothed, scores, batch.masks, batch.labels, batch.has_pixels)
         except BenchError as error:
             raise type(error)(f"{cell.label} on {category}: {error.message}", error.hint) from error
+        if maps is not None:
+            maps.add(smoothed)
         samples["image"] += [cell.manifest.samples[i].image for i in batch.indices]
         samples["score"] += scores.double().cpu().tolist()
         samples["label"] += [int(label) for label in batch.labels]
     measured = metrics.compute()
+    if maps is not None:
+        maps.finish(cell, method, samples, options.device)
     labels = np.asarray(samples["label"])
     return CategoryResult(
         metrics=dict(measured.values),

@@ -6,6 +6,7 @@ tested category. A killed run loses at most the seconds since the last snapshot;
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import shutil
@@ -25,6 +26,7 @@ from inpbench.harness.claims import claim
 from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.errors import BenchError
 from inpbench.harness.evaluation import CategoryResult, evaluate_category
+from inpbench.harness.kept_maps import MapKeeper, MapsOf
 from inpbench.harness.loading import prepare
 from inpbench.harness.models import save_model
 from inpbench.harness.plan import Cell, marks_of
@@ -52,6 +54,7 @@ class Options:
     snapshot_every_s: float = 30.0
     pixel_cache: bool = True
     keep_models: bool = True
+    save_maps: MapsOf | None = None  # keep maps and sheets beside the record
     dtype: torch.dtype = torch.float32
 
 
@@ -161,6 +164,8 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     cost = Cost()
     for unit, categories in units_of(cell).items():
         finished = {c: r for c in categories if (r := CategoryResult.read(work / "tested", c)) is not None}
+        if options.save_maps is not None:  # tested by a killed run without maps: tested again
+            finished = {c: r for c, r in finished.items() if MapKeeper.complete(work.with_suffix(".maps"), c)}
         if len(finished) < len(categories):
             left = [c for c in categories if c not in finished]
             finished |= _run_unit(cell, unit, left, work, options, progress, cost, store)
@@ -239,7 +244,9 @@ def _run_unit(
     results = {}
     for index, category in enumerate(categories):
         progress(index, len(categories), f"testing {category}")
-        results[category] = evaluate_category(cell, category, method, options, cost)
+        maps = MapKeeper(work.with_suffix(".maps"), category, options.save_maps) if options.save_maps is not None else None
+        with contextlib.closing(maps) if maps is not None else contextlib.nullcontext():
+            results[category] = evaluate_category(cell, category, method, options, cost, maps)
         results[category].write(work / "tested", category)
     progress(len(categories), len(categories), "tested")
     if options.keep_models and shared is None:

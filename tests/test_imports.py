@@ -14,7 +14,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("harness", "methods", "datasets")
 HEAVY = {"torch", "timm", "open_clip", "sklearn", "pandas", "scipy", "PIL", "torchvision"}
 # Files that work on tensors or pixels: the only ones of the bench that import torch or PIL at the top.
-TENSOR_FILES = {"cost", "evaluation", "images", "loading", "pixels", "runner", "scoring", "scratch", "training"}
+TENSOR_FILES = {
+    *("cost", "evaluation", "images", "loading", "map_sheet", "pixels", "predictor", "runner", "scoring", "scratch", "training"),
+}
 
 
 def files(package: str) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from inpbench.harness.cli import data, doctor, export, lists, run, tables
+from inpbench.harness.cli import data, doctor, export, lists, predict, reproduce, run, tables
 from inpbench.harness.errors import EXIT_INTERRUPTED, EXIT_NEGATIVE, EXIT_USAGE, BenchError
 
 app = typer.Typer(
@@ -48,6 +48,8 @@ def options(
 
 
 app.command("run", rich_help_panel="Run")(run.run)
+app.command("predict", rich_help_panel="Run")(predict.predict)
+app.command("reproduce", rich_help_panel="Run")(reproduce.reproduce)
 app.command("export", rich_help_panel="Run")(export.export)
 app.command("leaderboard", rich_help_panel="Read")(tables.leaderboard)
 app.command("check", rich_help_panel="Read")(tables.check)

@@ -47,6 +47,8 @@ def run(
     strict: option.Strict = True,
     pixel_cache: option.PixelCache = True,
     keep_models: option.KeepModels = True,
+    save_maps: option.SaveMaps = False,
+    maps_of: option.MapsOfText = "best,worst,4",
     results: Results = None,
     force: option.Force = False,
     dry_run: option.DryRun = False,
@@ -58,6 +60,7 @@ def run(
 
     bench run --methods inp_former,dinomaly --dataset visa
     """
+    from inpbench.harness.kept_maps import parse_maps_of
     from inpbench.harness.params import split_settings
     from inpbench.harness.plan import Request
     from inpbench.harness.scoring import Scoring
@@ -84,11 +87,13 @@ def run(
         variant=variant.value,
         checkpoint=checkpoint,
     )
+    which_maps = parse_maps_of(maps_of)
     options = {
         "eval_batch": eval_batch,
         "snapshot_every_s": snapshot_every,
         "pixel_cache": pixel_cache,
         "keep_models": keep_models,
+        "save_maps": which_maps if save_maps else None,
         "weights": WeightStore(weights, download=download),
         "scoring": Scoring(mask_rule=mask_rule.value),
     }
@@ -121,6 +126,8 @@ def _run(
     _refuse_if_impossible(cells)
     if dry_run:
         return
+    if options["save_maps"] is not None:
+        _say_without_maps(cells, store, live)
     tally = _execute(cells, store, live, device, options)
     _print_outcome(cells, store, tally, live, json_, display)
     if tally is not None and tally.failed:
@@ -170,6 +177,14 @@ def _execute(cells: Sequence[Cell], store: RecordStore, live: Live, device: str,
 
     with live:
         return run_cells(cells, store, Options(device=find_device(device), **options), live.cell)
+
+
+def _say_without_maps(cells: Sequence[Cell], store: RecordStore, live: Live) -> None:
+    """Cells that are done are not run again for their maps alone, unless they are forced."""
+    for cell in cells:
+        if cell.status == "done" and not store.path_of(cell.identity).with_suffix(".maps").is_dir():
+            message = f"{cell.label} on {cell.dataset.name} is done and has no maps; --force runs it again and keeps them."
+            live.console.print(message, markup=False, style="yellow", soft_wrap=True)
 
 
 def _print_outcome(

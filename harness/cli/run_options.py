@@ -95,6 +95,12 @@ PixelCache = Annotated[bool, typer.Option("--pixel-cache/--no-pixel-cache", help
 KeepModels = Annotated[
     bool, typer.Option("--keep-models/--no-keep-models", help="Keep what was learned beside the record (bench export).")
 ]
+SaveMaps = Annotated[
+    bool, typer.Option("--save-maps", help="Keep every map (npy) and a sheet of pictures a category, beside the record.")
+]
+MapsOfText = Annotated[
+    str, typer.Option("--maps-of", metavar="best,worst,N", help="Images on a sheet: clearest, most mistaken, N others.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Run finished cells again.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Display = Annotated[DisplayMode, typer.Option("--display", help="What is shown while running.")]

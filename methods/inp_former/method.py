@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from inpbench.harness.api import Context, Prediction, TrainingSet
 from inpbench.harness.errors import UsageError
+from inpbench.methods.blocks import CrossAttentionBlock
 from inpbench.methods.inp_former import InpFormerParams
 from inpbench.methods.inp_former.augment import Variants
 from inpbench.methods.inp_former.model import InpFormerNetwork, InpFormerOutput
 from inpbench.methods.losses import mined_global_cosine, soft_mining_weight
 from inpbench.methods.reconstruction import Reconstruction, ReconstructionMethod
+
+DRAWN_BLOCK = 3  # 0-based decoder block whose attention is drawn
 
 
 class InpFormer(ReconstructionMethod):
@@ -71,6 +74,27 @@ class InpFormer(ReconstructionMethod):
             output = cast(InpFormerOutput, self.decode(self.encode(images)))
         height, width = output.targets[0].shape[-2:]
         return output.distance.reshape(-1, height, width)
+
+    @torch.no_grad()
+    def explain(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) -> where each prototype is read, (B, M, h, w), and the distance to the nearest one, (B, 1, h, w).
+
+        The attention is that of the fourth decoder block, as in the paper's figures (the last of fewer), averaged over heads.
+        """
+        network = cast(InpFormerNetwork, self.network.eval())
+        attention = cast(CrossAttentionBlock, network.decoder[min(DRAWN_BLOCK, len(network.decoder) - 1)]).attn
+        seen: list[Tensor] = []
+        hook = attention.register_forward_hook(lambda module, inputs, output: seen.append(module.attend(*inputs)[1]))
+        try:
+            output = cast(InpFormerOutput, self.decode(self.encode(images)))
+        finally:
+            hook.remove()
+        height, width = output.targets[0].shape[-2:]
+        weights = seen[0].mean(dim=1).transpose(-2, -1)  # (B, heads, N, M) -> (B, M, N)
+        return {
+            "prototype": weights.reshape(len(images), -1, height, width),
+            "distance": output.distance.reshape(-1, 1, height, width),
+        }
 
     def total_steps(self, per_epoch: int) -> int:
         """`steps`, or `epochs` times the steps of an epoch."""

@@ -1,0 +1,130 @@
+"""A trained model to predict with: from a record and its kept tensors, or from an official checkpoint.
+
+Beside the method stands what the record knows about scores, from which thresholds and colour scales are chosen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inpbench.harness import params as parameters
+from inpbench.harness.api import Context, Method, Preprocess
+from inpbench.harness.errors import NothingError, PrerequisiteError, UsageError, did_you_mean
+from inpbench.harness.models import load_model, rebuild
+from inpbench.harness.registry import METHODS, resolve
+from inpbench.harness.scoring import DEFAULT_SCORING, Scoring
+from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.weights import WeightStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from inpbench.harness.records import RecordStore
+
+
+@dataclass(frozen=True)
+class Trained:
+    """See the module docstring. scores, labels: (N,) of the record's test images, None without a record."""
+
+    method: Method
+    preprocess: Preprocess
+    scoring: Scoring
+    title: str  # of the model, for people
+    facts: dict[str, Any]  # of the model, for scores.json
+    scores: NDArray[np.float64] | None = None
+    labels: NDArray[np.int8] | None = None
+
+
+def from_record(
+    store: RecordStore,
+    record_id: str,
+    weights: str | None,
+    download: bool,
+    device: torch.device,
+    model: str | None,
+    category: str | None,
+) -> Trained:
+    """model: which of several models (single_class). category: take the scores of this category only.
+
+    Raises `NothingError` for an unknown record and what `load_model`, `rebuild` and `read_samples` raise.
+    """
+    import numpy as np
+
+    from inpbench.harness.predictor import scoring_of
+
+    record = store.find(record_id)
+    if record is None:
+        raise NothingError(f"No record '{record_id}' in {store.folder}.", "Type: bench leaderboard --json")
+    encoders = record.identity["weights"].values()
+    if "in the checkpoint" in encoders:
+        raise PrerequisiteError(
+            f"Record {record.id12} tested an official checkpoint, which holds the encoder.",
+            f"Type: bench predict --checkpoint model.pth --methods {record.identity['method']} --images PATH --out DIR",
+        )
+    name, state = load_model(store, record, model)
+    # Random encoder weights are made again from the record's seed; others are looked for as usual.
+    weight_store = WeightStore(weights or ("random" if "random" in encoders else None), download=download)
+    with tempfile.TemporaryDirectory() as scratch:
+        method = rebuild(record, weight_store, device, state, Path(scratch))
+    samples = store.read_samples(record)
+    chosen = category or (name if name in samples else None)  # a model of single_class has its category's name
+    if chosen is not None and chosen not in samples:
+        raise UsageError(
+            f"Record {record.id12} has no category '{chosen}'. {did_you_mean(chosen, samples)}", "Leave --category out."
+        )
+    tables = list(samples.values()) if chosen is None else [samples[chosen]]
+    return Trained(
+        method,
+        _preprocess(record.identity["method"], parameters.from_plain(record.identity["params"])),
+        scoring_of(record.identity["scoring"]),
+        f"{record.label} of record {record.id12}, model {name}",
+        {"record": record.id, "label": record.label, "model": name, "marks": record.marks},
+        np.concatenate([table["score"] for table in tables]),
+        np.concatenate([table["label"] for table in tables]),
+    )
+
+
+def from_checkpoint(
+    checkpoint: Path, name: str, preset: str, encoder: str | None, changes: Mapping[str, str], device: torch.device
+) -> Trained:
+    """An official `model.pth`, encoder included.
+
+    Raises `UsageError` where the method has no such format, `WeightsError` for a file that is broken or does not fit.
+    """
+    import torch
+
+    info = METHODS.get(name)
+    if preset not in info.presets:
+        raise UsageError(f"{name} has no preset '{preset}'. {did_you_mean(preset, info.presets)}", "Type: bench list methods")
+    chosen = {} if encoder is None else {"encoder": encoder}
+    params = parameters.build(name, info.params, info.presets[preset], chosen, changes)
+    with tempfile.TemporaryDirectory() as scratch:
+        context = Context(
+            device=device,
+            dtype=torch.float32,
+            seed=1,
+            setting="multi_class",
+            weights=WeightStore("random"),  # the checkpoint holds the encoder: what is drawn here is all replaced
+            snapshots=FolderSnapshots(Path(scratch)),
+            progress=lambda done, total, text="", **numbers: None,
+        )
+        method = resolve(info.target)(params, context)
+    if not hasattr(method, "load_official"):
+        raise UsageError(f"{name} has no official checkpoints.", "Type: bench predict RECORD --images PATH --out DIR")
+    store = WeightStore(None)
+    method.load_official(store.read_file(checkpoint))
+    facts = {"checkpoint": store.hash_file(checkpoint), "method": name, "params": parameters.plain(params)}
+    return Trained(method, params.preprocess, DEFAULT_SCORING, f"{name} of {checkpoint.name}", facts)
+
+
+def _preprocess(method: str, values: Mapping[str, Any]) -> Preprocess:
+    preprocess = parameters.build(method, METHODS.get(method).params, values).preprocess
+    assert isinstance(preprocess, Preprocess)
+    return preprocess
