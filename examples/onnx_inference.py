@@ -3,8 +3,9 @@
     bench export RECORD --format onnx --out model.onnx
     python onnx_inference.py model.onnx part1.png part2.png --out maps
 
-Prints one JSON line an image: its score (higher is more anomalous) and the range of its map; with --out, writes the raw map
-(256 x 256 float32, `<name>.npy`). The file says how pictures are resized, cropped and normalised; the scores are the bench's.
+Prints one JSON line an image: its score (higher is more anomalous) and the range of its map; with --out, writes the raw maps
+(256 x 256 float32, `0000_<name>.npy`, ...). The model says how pictures are
+resized, cropped and normalised; the scores are the bench's.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def prepare(image: Image.Image, how: dict) -> np.ndarray:
 
 
 def main() -> None:
+    """Score the images that the command line names."""
     parser = argparse.ArgumentParser(description="Anomaly maps and scores from an exported ONNX file.")
     parser.add_argument("model", type=Path)
     parser.add_argument("images", type=Path, nargs="+")
@@ -52,9 +54,9 @@ def main() -> None:
         files = options.images[start : start + options.batch]
         batch = np.stack([prepare(Image.open(file).convert("RGB"), how) for file in files])
         maps, scores = session.run(["anomaly_map", "score"], {"image": batch})
-        for file, amap, score in zip(files, maps, scores):
+        for number, (file, amap, score) in enumerate(zip(files, maps, scores, strict=True), start):
             if options.out:
-                np.save(options.out / f"{file.stem}.npy", amap)
+                np.save(options.out / f"{number:04d}_{file.stem}.npy", amap)
             row = {"image": str(file), "score": float(score), "map_min": float(amap.min()), "map_max": float(amap.max())}
             print(json.dumps(row))
 

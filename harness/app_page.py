@@ -155,6 +155,14 @@ class Page:
             return f"**{_plain(error.message)}** {_plain(error.hint)}", gradio.update()
         return self.about(name), gradio.update(choices=[(MODES[mode], mode) for mode in modes], value=modes[0])
 
+    def choose_example(self, name: str) -> str | None:
+        """The file of an example."""
+        return str(self.examples[name]) if name else None
+
+    def choose_mode(self, mode: str) -> float:
+        """The top of the scale that goes with a mode."""
+        return SCALES[_mode(mode)]
+
     # --- parts --------------------------------------------------------------------------------------------------------
 
     def build(self) -> Any:
@@ -177,7 +185,9 @@ class Page:
                     )
                     button = gr.Button("Show the map", variant="primary", elem_id="go")
                 with gr.Column(scale=2):
-                    picture = gr.Image(label="map over the image", format="png", interactive=False, elem_id="picture")
+                    picture = gr.Image(
+                        show_label=False, format="png", interactive=False, elem_id="picture", buttons=["download", "fullscreen"]
+                    )  # gradio's own third button would upload the picture
                     message = gr.Textbox(label="result", lines=2, interactive=False, elem_id="message")
                     with gr.Row():
                         score = gr.Number(label="image score", precision=4, interactive=False, elem_id="score")
@@ -188,11 +198,10 @@ class Page:
             shown = [picture, score, message, files]
             asked = [file, source, mode, high, threshold]
             button.click(self.run, asked, [state, *shown])
-            example.change(lambda name: str(self.examples[name]) if name else None, example, file).then(
-                self.run, asked, [state, *shown]
-            )
-            source.change(self.choose_source, source, [about, mode])
-            mode.change(lambda one: SCALES[_mode(one)], mode, high)
+            # A picture of the old choice under the new one would mislead: every change asks again.
+            example.input(self.choose_example, example, file).then(self.run, asked, [state, *shown])
+            source.input(self.choose_source, source, [about, mode]).then(self.run, asked, [state, *shown])
+            mode.input(self.choose_mode, mode, high).then(self.run, asked, [state, *shown])
             threshold.release(self.draw, [state, high, threshold], shown)
             high.submit(self.draw, [state, high, threshold], shown)
         return demo
@@ -204,6 +213,4 @@ def _mode(text: str) -> Any:
 
 def _plain(text: str) -> str:
     """Text that markdown and HTML leave alone."""
-    for sign in "\\`*_[]<>&|#":
-        text = text.replace(sign, f"&#{ord(sign)};") if sign != "&" else text
-    return text
+    return text.translate({ord(sign): f"&#{ord(sign)};" for sign in "\\`*_[]<>&|#"})

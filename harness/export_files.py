@@ -1,9 +1,9 @@
 """Writing a `ScoredMethod` as ONNX, TorchScript or torch.export, and reading it back to prove that it computes the same.
 
-The file appears only after its own runtime (onnxruntime, torch.jit, torch.export) agreed with torch on four images, together and one
-by one, to TOLERANCE (of the largest value, where that is above 1): a file that differs is never left behind.
-ONNX needs the exporter on top of torch.export: torch 2.6 or newer, where every shape but the batch is a number. The older tracer takes
-the shapes that the position embedding needs for tensors and fails on them.
+The file appears only after its own runtime (onnxruntime, torch.jit, torch.export) agreed with torch on four images, together and
+one by one, to TOLERANCE (of the largest value, where that is above 1): a file that differs is never left behind.
+ONNX needs the exporter on top of torch.export, torch 2.6 or newer, where every shape but the batch is a number. The older tracer
+takes the shapes that the position embedding needs for tensors and fails on them.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def compare(graph: ScoredMethod, run: Run, tolerance: float = TOLERANCE) -> Diff
     differences = Differences(*largest)
     if not all(difference <= tolerance for difference in differences):  # NaN is not <= anything
         raise ExportError(
-            f"The written graph differs from torch by {differences.anomaly_map:.1e} (anomaly_map) and {differences.score:.1e} (score); "
-            f"{tolerance:.0e} is allowed. Nothing was written.",
+            f"The written graph differs from torch by {differences.anomaly_map:.1e} (anomaly_map) and {differences.score:.1e} "
+            f"(score); {tolerance:.0e} is allowed. Nothing was written.",
             "Try another torch or onnxruntime, or: --format torchscript",
         )
     return differences
@@ -136,9 +136,10 @@ def _onnx(graph: ScoredMethod, file: Path, metadata: Mapping[str, str]) -> Run:
 
 
 def _torchscript(graph: ScoredMethod, file: Path, metadata: Mapping[str, str]) -> Run:
-    traced = torch.jit.trace(graph, (graph.example(2),), check_trace=False)  # `compare` checks more than it would
-    torch.jit.save(traced, str(file), _extra_files={"metadata.json": json.dumps(dict(metadata))})
-    loaded: Run = torch.jit.load(str(file))
+    jit: Any = torch.jit
+    traced = jit.trace(graph, (graph.example(2),), check_trace=False)  # `compare` checks more than it would
+    jit.save(traced, str(file), _extra_files={"metadata.json": json.dumps(dict(metadata))})
+    loaded: Run = jit.load(str(file))
     return loaded
 
 

@@ -1,8 +1,8 @@
 """Anomaly maps as pictures: back on the original image, in colours of a stated scale, with a legend.
 
-The bench's map covers the centre crop of the resized image; `place` undoes both, so that aspect ratio and position are those of the
-file. What lies outside the crop was never seen: NaN in the raw map, hatched in the picture. The scale is given, never taken from the
-image: a normal picture stays dark. Colours are RGB.
+The bench's map covers the centre crop of the resized image; `place` undoes both, so that aspect ratio and position are those of
+the file. What lies outside the crop was never seen: NaN in the raw map, hatched in the picture. The scale is given, never taken
+from the image: a normal picture stays dark. Colours are RGB.
 """
 
 from __future__ import annotations

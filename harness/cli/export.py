@@ -76,6 +76,8 @@ def export(
         from inpbench.harness.export_files import require
 
         require(cast("GraphFormat", format_.value))
+    elif scoring is not None or pixels is not Pixels.unit:
+        raise UsageError(f"--scoring and --pixels are for graphs, not for --format {format_.value}.", "Type: --format onnx")
     store = RecordStore(results_folder(results))
     found = store.find(record)
     if found is None:
@@ -86,8 +88,6 @@ def export(
     if graph:
         mode = scoring.value if scoring else "zero_shot" if found.identity["setting"] == "zero_shot" else "reconstruction"
         said = _write_graph(found, name, _method(found, weight_store, state), out, format_.value, mode, pixels.value)
-    elif scoring is not None or pixels is not Pixels.unit:
-        raise UsageError(f"--scoring and --pixels are for graphs, not for --format {format_.value}.", "Type: --format onnx")
     elif format_ is ModelFormat.safetensors:
         from safetensors.torch import save
 
@@ -133,7 +133,9 @@ def _write_graph(record: Record, name: str, method: Any, out: Path, format_: str
     from inpbench.harness.scoring import Scoring
 
     preprocess = method.params.preprocess
-    constants = {key: tuple(value) if isinstance(value, list) else value for key, value in record.identity["scoring"].items()}
+    constants: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in record.identity["scoring"].items()
+    }
     graph = ScoredMethod(method, preprocess, mode=cast(Any, mode), pixels=cast(Any, pixels), scoring=Scoring(**constants))
     metadata = {
         "inpbench": version("inpbench"),
