@@ -158,8 +158,9 @@ def needs_onnx() -> None:
 def test_onnx_of_a_record_without_torch(tmp_path: Path) -> None:
     """`bench export`, then the example in a process that cannot import torch: the same scores and maps."""
     needs_onnx()
-    small = [f"inp_former.{key}={value}" for key, value in (("input_size", 64), ("crop_size", 56), ("steps", 2), ("inp_num", 3))]
-    settings = [argument for text in small for argument in ("--set", text)]
+    small = {"input_size": 64, "crop_size": 56, "steps": 2, "inp_num": 3, "target_layers": "2,7", "decoder_depth": 2}
+    small |= {"encoder_groups": "0;1", "decoder_groups": "0;1"}
+    settings = [argument for key, value in small.items() for argument in ("--set", f"inp_former.{key}={value}")]
     run = ["run", "-m", "inp_former", "--encoder", "builtin", "--preset", "smoke", *settings, *TINY]
     assert bench(*run, "--results", tmp_path).code == 0
     id12 = next(tmp_path.rglob("inp_former/*.json")).stem
