@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from interpreter import PYTHON
 
 from inpbench.harness.claims import ClaimedError, claim
 
@@ -23,7 +23,7 @@ with claim(Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path: Path):
-    process = subprocess.Popen([sys.executable, "-P", "-c", HOLD, str(tmp_path / "x.lock")], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*PYTHON, "-c", HOLD, str(tmp_path / "x.lock")], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process
     process.kill()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from commands import TINY
+from interpreter import PYTHON
 
 PAGE = Path(__file__).resolve().parents[1] / "CONTRIBUTING.md"
 
@@ -36,9 +36,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = "from inpbench.harness.cli import main; main()"
     environment = {**os.environ, "PYTHONPATH": str(package)}
-    return subprocess.run(
-        [sys.executable, "-P", "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run([*PYTHON, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
 def test_it_keeps_the_contract(package: Path) -> None:

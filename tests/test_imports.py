@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from interpreter import PYTHON
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("harness", "methods", "datasets")
@@ -106,9 +106,7 @@ def test_command_line_is_instant(arguments: list[str]) -> None:
     )
     seconds = []
     for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=os.sep, check=False, timeout=60
-        )
+        done = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, cwd=os.sep, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         last = done.stdout.strip().splitlines()[-1]
         assert "HEAVY []" in last, last

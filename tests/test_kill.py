@@ -7,16 +7,16 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from commands import TINY
+from interpreter import PYTHON
 
 KILLS = int(os.environ.get("INPBENCH_KILLS", "2"))
 COMMAND = [
-    *(sys.executable, "-P", "-c", "from inpbench.harness.cli import main; main()"),
+    *(*PYTHON, "-c", "from inpbench.harness.cli import main; main()"),
     *("run", "--methods", "inp_former,dinomaly", "--encoder", "builtin", "--preset", "smoke", *TINY),
     *("--set", "inp_former.steps=60", "--set", "dinomaly.steps=60", "--snapshot-every", "0", "--display", "plain"),
 ]

@@ -6,13 +6,13 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trees
+from interpreter import PYTHON
 from PIL import Image
 
 from inpbench.datasets.folder import FOLDER
@@ -330,9 +330,7 @@ def test_two_processes_at_once(root: Path, tmp_path: Path) -> None:
         "t = TrainingImages(m, m.categories, Preprocess(resize=(32, 32), crop=(28, 28)), device=torch.device('cpu'))\n"
         "print(hashlib.sha256(t.batch(range(len(t))).numpy().tobytes()).hexdigest())\n"
     )
-    running = [
-        subprocess.Popen([sys.executable, "-P", str(script), str(root)], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    running = [subprocess.Popen([*PYTHON, str(script), str(root)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in running]
     assert outputs[0] == outputs[1] and len(outputs[0].strip()) == 64
 

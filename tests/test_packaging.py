@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from interpreter import PYTHON
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML by itself")
 
@@ -34,7 +35,7 @@ def test_foreign_datasets_is_not_shadowed(tmp_path: Path) -> None:
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "__init__.py").write_text("WHO = 'somebody else'\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import inpbench.datasets, datasets; print(datasets.WHO)"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout.strip() == "somebody else", done.stderr
 
 

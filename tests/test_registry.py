@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from interpreter import PYTHON
 
 from inpbench.harness.api import MethodInfo, NoParams
 from inpbench.harness.errors import PrerequisiteError, UsageError
@@ -35,7 +35,7 @@ def plugin(tmp_path: Path) -> Path:
 
 def run(plugin: Path, code: str) -> str:
     code = f"import sys; sys.path.insert(0, {str(plugin)!r})\nfrom inpbench.harness.registry import METHODS\n{code}"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

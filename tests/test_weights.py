@@ -7,11 +7,11 @@ import hashlib
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from interpreter import PYTHON
 from safetensors.torch import save_file
 
 from inpbench.harness import weights
@@ -139,7 +139,7 @@ def test_an_identity_needs_no_torch(tmp_path: Path) -> None:
         "import sys\nfrom inpbench.harness.weights import WeightStore\nfrom inpbench.methods.inp_former import INFO\n"
         "spec, = INFO.weights(INFO.params())\nprint(WeightStore(sys.argv[1]).identity(spec))\nassert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", program, str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*PYTHON, "-c", program, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("sha256:")
 

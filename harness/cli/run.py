@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from inpbench.harness.console import Live
-    from inpbench.harness.plan import Cell
+    from inpbench.harness.plan import Cell, Request
     from inpbench.harness.records import RecordStore
     from inpbench.harness.runner import Tally
 
@@ -55,10 +56,8 @@ def run(
 
     bench run --methods inp_former,dinomaly --dataset visa
     """
-    from inpbench.harness.console import Live, print_plan
     from inpbench.harness.params import split_settings
-    from inpbench.harness.plan import Request, make_plan
-    from inpbench.harness.records import RecordStore
+    from inpbench.harness.plan import Request
     from inpbench.harness.scoring import Scoring
     from inpbench.harness.weights import WeightStore
 
@@ -79,10 +78,35 @@ def run(
         variant=variant.value,
         checkpoint=checkpoint,
     )
-    store = RecordStore(results_folder(results))
-    weight_store = WeightStore(weights, download=download)
-    scoring = Scoring(mask_rule=mask_rule.value)
-    cells = make_plan(request, store, weight_store, scoring, force=force)
+    options = {
+        "eval_batch": eval_batch,
+        "snapshot_every_s": snapshot_every,
+        "pixel_cache": pixel_cache,
+        "keep_models": keep_models,
+        "weights": WeightStore(weights, download=download),
+        "scoring": Scoring(mask_rule=mask_rule.value),
+    }
+    _run(request, options, results_folder(results), device, display, force=force, dry_run=dry_run, json_=json_)
+
+
+def _run(
+    request: Request,
+    options: dict[str, Any],
+    folder: Path,
+    device: str,
+    display: option.DisplayMode,
+    *,
+    force: bool,
+    dry_run: bool,
+    json_: bool,
+) -> None:
+    """Plan, show the plan, run what is to do, show what came of it."""
+    from inpbench.harness.console import Live, print_plan
+    from inpbench.harness.plan import make_plan
+    from inpbench.harness.records import RecordStore
+
+    store = RecordStore(folder)
+    cells = make_plan(request, store, options["weights"], options["scoring"], force=force)
     live = Live(display.value)
     if json_ and dry_run:
         _print_json({"cells": [cell.summary() for cell in cells]})
@@ -91,14 +115,6 @@ def run(
     _refuse_if_impossible(cells)
     if dry_run:
         return
-    options = {
-        "eval_batch": eval_batch,
-        "snapshot_every_s": snapshot_every,
-        "pixel_cache": pixel_cache,
-        "keep_models": keep_models,
-        "weights": weight_store,
-        "scoring": scoring,
-    }
     tally = _execute(cells, store, live, device, options)
     _print_outcome(cells, store, tally, live, json_, display)
     if tally is not None and tally.failed:

@@ -65,7 +65,8 @@ class MaskRuns:
             return Regions(np.empty(0, np.int32), 0)
         lengths, (above, below) = np.concatenate(self._lengths), np.concatenate(self._pairs, axis=1)
         starts = np.searchsorted(above, np.arange(self._runs + 1))  # `above` ascends
-        graph = csr_array((np.ones(above.size, np.int8), below, starts), shape=(self._runs, self._runs))
+        index = np.int32  # older SciPy (1.11) finds components of graphs with 32-bit indices only; there are fewer runs than that
+        graph = csr_array((np.ones(above.size, np.int8), below.astype(index), starts.astype(index)), shape=(self._runs, self._runs))
         count, region = connected_components(graph, directed=False)
         areas = np.bincount(region, weights=lengths, minlength=count)[region]  # (runs,)
         return Regions(np.repeat(areas.astype(np.int32), lengths), int(count))

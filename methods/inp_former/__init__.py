@@ -35,6 +35,19 @@ INFO = MethodInfo(
     presets={
         "paper": {},
         "fast": {"steps": 2000},
+        # For small data sets and the built-in encoder, two CPU cores and a minute: half the decoder, small crops, a steep schedule.
+        "demo": {
+            "steps": 300,
+            "batch_size": 8,
+            "input_size": (224, 224),
+            "crop_size": (196, 196),
+            "decoder_depth": 4,
+            "decoder_groups": ((0, 1), (2, 3)),
+            "lr": 6e-3,
+            "final_lr": 6e-4,
+            "warmup": 20,
+            "inp_num": 12,
+        },
         "smoke": {"steps": 6, "batch_size": 4, "input_size": (128, 128), "crop_size": (112, 112), "warmup": 2},
     },
     weights=encoder_weights,

@@ -51,6 +51,7 @@ INFO = MethodInfo(
     presets={
         "paper": {},
         "fast": {},
+        "demo": {},
         "smoke": {"input_size": (64, 64), "crop_size": (64, 64)},
     },
     baseline=True,
