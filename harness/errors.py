@@ -59,6 +59,10 @@ class MetricError(BenchError):
     """A metric has no value on this input (one class only, NaN scores, ...), and says which."""
 
 
+class ExportError(BenchError):
+    """A model cannot be written as a graph, or the written graph computes something else."""
+
+
 class NothingError(BenchError):
     """Nothing was run or compared, which is never a success."""
 

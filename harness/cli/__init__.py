@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from inpbench.harness.cli import app as app_verb
 from inpbench.harness.cli import data, doctor, export, lists, predict, reproduce, run, tables
 from inpbench.harness.errors import EXIT_INTERRUPTED, EXIT_NEGATIVE, EXIT_USAGE, BenchError
 
@@ -51,6 +52,7 @@ app.command("run", rich_help_panel="Run")(run.run)
 app.command("predict", rich_help_panel="Run")(predict.predict)
 app.command("reproduce", rich_help_panel="Run")(reproduce.reproduce)
 app.command("export", rich_help_panel="Run")(export.export)
+app.command("app", rich_help_panel="Run")(app_verb.app)
 app.command("leaderboard", rich_help_panel="Read")(tables.leaderboard)
 app.command("check", rich_help_panel="Read")(tables.check)
 app.command("list", rich_help_panel="Look up")(lists.list_)
