@@ -105,6 +105,9 @@ def training_set(cell: Cell, categories: Sequence[str], options: Options, progre
     """What one model of a cell is trained on. Raises `DataError` for what cannot be read."""
     assert cell.manifest is not None
 
+    assert cell.request is not None
+    fast = cell.request.engine == "fast"
+
     def images(manifest: Any, chosen: Sequence[str], samples: Sequence[Sample] | None = None) -> TrainingImages:
         return TrainingImages(
             manifest,
@@ -112,7 +115,7 @@ def training_set(cell: Cell, categories: Sequence[str], options: Options, progre
             cell.params.preprocess,
             device=options.device,
             dtype=options.dtype,
-            cache=options.pixel_cache and cell.request.engine == "fast",  # the reference decodes each epoch
+            cache=options.pixel_cache and fast,  # the reference decodes each epoch
             progress=progress,
             samples=samples,
         )
