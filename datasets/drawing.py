@@ -88,7 +88,8 @@ def octaves(rng: Generator, size: int, cells: int, count: int) -> Array:
     total = np.zeros((size, size))
     for octave in range(count):
         total += smooth_noise(rng, size, cells << octave, cells << octave) * 0.5**octave
-    return total / np.sqrt(sum(0.25**octave for octave in range(count)))
+    field: Array = total / np.sqrt(sum(0.25**octave for octave in range(count)))
+    return field
 
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
@@ -110,7 +111,8 @@ def hexagon(v: Array, u: Array, apothem: float) -> Array:
     """Distance-like field to a hexagon around the origin: exact along the sides, slightly short at the corners."""
     half, slope = 0.5, np.sqrt(3.0) / 2.0
     first = np.maximum(np.abs(u * half + v * slope), np.abs(u * half - v * slope))
-    return np.maximum(first, np.abs(u)) - apothem
+    distance: Array = np.maximum(first, np.abs(u)) - apothem
+    return distance
 
 
 def polyline(where: Canvas, points: Array, reach: float) -> Array:
@@ -139,7 +141,8 @@ def cover(distance: Array, soft: float) -> Array:
 
 def plain(size: int, colour: Colour) -> Array:
     """(S, S, 3) image of one colour."""
-    return np.broadcast_to(np.asarray(colour), (size, size, 3)).copy()
+    image: Array = np.broadcast_to(np.asarray(colour), (size, size, 3)).copy()
+    return image
 
 
 def over(image: Array, colour: Colour | Array, alpha: Array) -> None:

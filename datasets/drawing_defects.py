@@ -53,7 +53,7 @@ def scratch(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Arra
     points = np.cumsum(steps, axis=0)
     points += np.array([y, x]) - points[4]
     distance = polyline(where, points, reach=12.0)
-    image = scene.image.copy()
+    image: Array = scene.image.copy()
     strength = rng.uniform(0.8, 1.0)
     groove, flank = ((0.06, 0.05, 0.05), (0.95, 0.95, 0.93)) if rng.uniform() < 0.5 else ((0.97, 0.97, 0.95), (0.05, 0.05, 0.05))
     over(
@@ -76,7 +76,7 @@ def spot(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> Array:
     tints = ((0.42, 0.24, 0.08), (0.08, 0.07, 0.09), (0.72, 0.74, 0.18), (0.16, 0.30, 0.74), (0.80, 0.80, 0.84))
     tint = np.array(tints[int(rng.integers(len(tints)))])
     stained = scene.image * (0.25 + 0.75 * tint) * 0.45 + 0.45 * tint  # half absorbed, half covered
-    image = scene.image.copy()
+    image: Array = scene.image.copy()
     over(image, stained, alpha)
     return image
 
@@ -104,7 +104,7 @@ def contamination(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -
         angles = heading + curl * np.linspace(0, 1, 16) + 0.15 * rng.standard_normal(16)
         points = np.cumsum(np.stack([np.sin(angles), np.cos(angles)], axis=1) * rng.uniform(3.2, 5.5), axis=0)
         distance = polyline(where, points + np.array([y, x]) - points[8], reach=12.0) - rng.uniform(1.6, 2.6)
-    image = scene.image.copy()
+    image: Array = scene.image.copy()
     shifted = np.roll(distance, (round(2.0 / where.pixel), round(2.0 / where.pixel)), axis=(0, 1))
     image *= (1.0 - 0.45 * cover(shifted, 3.0))[..., None]
     relief = 0.85 + 0.25 * smooth_noise(rng, where.size, 60, 60) - 0.06 * np.minimum(distance + 2.0, 2.0)
@@ -136,7 +136,7 @@ def deformation(where: Canvas, rng: Generator, scene: Scene, redraw: Redraw) -> 
     from_y = y + cos * dy - sin * dx - pull * np.sin(angle) * bump
     from_x = x + sin * dy + cos * dx - pull * np.cos(angle) * bump
     at = np.stack([from_y, from_x]) / where.pixel - 0.5
-    image = scene.image.copy()
+    image: Array = scene.image.copy()
     touched = bump > 1e-3
     for channel in range(3):
         image[touched, channel] = ndimage.map_coordinates(scene.image[..., channel], at[:, touched], order=1, mode="nearest")

@@ -106,7 +106,8 @@ def _photographed(image: NDArray[np.float64], rng: np.random.Generator) -> NDArr
     balance = 1.0 + 0.015 * rng.standard_normal(3)
     noise = 0.013 * rng.standard_normal((size, size, 3))
     lit = image * light[..., None] * balance + noise
-    return np.rint(np.clip(lit, 0.0, 1.0) * 255.0).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(np.clip(lit, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return pixels
 
 
 def _entries(params: SyntheticParams) -> Iterator[tuple[Sample, int]]:

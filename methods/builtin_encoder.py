@@ -47,7 +47,8 @@ def oriented_filters(orientations: int = ORIENTATIONS) -> Tensor:
         even.append(wave - window * (wave.sum() / window.sum()))
         odd.append(window * torch.sin(phase))
     bank = torch.stack(even + odd)
-    return (bank / bank.flatten(1).norm(dim=1)[:, None, None]).unsqueeze(1).float()
+    unit: Tensor = bank / bank.flatten(1).norm(dim=1)[:, None, None]
+    return unit.unsqueeze(1).float()
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
