@@ -13,6 +13,7 @@ from inpbench.harness.api import IMAGENET_MEAN, IMAGENET_STD
 from inpbench.harness.errors import WeightsError
 from inpbench.methods import builtin_encoder
 from inpbench.methods.builtin_encoder import DEPTH, FLOOR, LAYER_BLUR, BuiltinEncoder, blur, oriented_filters
+from inpbench.methods.encoder_table import get_encoder
 
 
 def _images(height: int, width: int, count: int = 2, seed: int = 0) -> Tensor:
@@ -38,6 +39,12 @@ def test_layers_have_the_shape_of_an_encoder(size: tuple[int, int], dtype: torch
         assert layer.shape == (2, encoder.prefix + height * width, encoder.dim)
         assert layer.dtype == dtype and layer.isfinite().all() and not layer.requires_grad
     assert encoder.dim % encoder.heads == 0 and len(LAYER_BLUR) == encoder.depth == DEPTH
+
+
+def test_the_table_says_what_the_encoder_is() -> None:
+    entry, encoder = get_encoder("builtin"), _encoder()
+    for name in ("dim", "depth", "heads", "patch"):
+        assert getattr(entry, name) == getattr(encoder, name), name
 
 
 def test_two_builds_give_the_same_bits_and_touch_no_generator() -> None:
