@@ -69,7 +69,8 @@ class MapKeeper:
 
     def __init__(self, folder: Path, category: str, which: MapsOf) -> None:
         self._folder, self._category, self._which = folder, category, which
-        self._raw = folder / f".{category}.raw.tmp"
+        self._stem = _stem(category)
+        self._raw, self._whole = folder / f".{self._stem}.raw.tmp", folder / f".{self._stem}.npy.tmp"
         self._shape: tuple[int, ...] = ()
         self._count, self._high = 0, -np.inf
         try:
@@ -81,7 +82,7 @@ class MapKeeper:
     @staticmethod
     def complete(folder: Path, category: str) -> bool:
         """Whether a category's maps and sheet are all there."""
-        return all((folder / f"{category}{suffix}").is_file() for suffix in (".npy", ".json", ".png"))
+        return all((folder / f"{_stem(category)}{suffix}").is_file() for suffix in (".npy", ".json", ".png"))
 
     def add(self, smoothed: torch.Tensor) -> None:
         """smoothed: (B, 256, 256)."""
@@ -98,17 +99,21 @@ class MapKeeper:
 
         self._file.close()
         maps: NDArray[np.float32] = np.memmap(self._raw, np.float32, "r", shape=(self._count, *self._shape))
-        temporary = self._raw.with_suffix(".npy.tmp")
-        with temporary.open("wb") as file:
+        with self._whole.open("wb") as file:
             np.save(file, maps, allow_pickle=False)
-        temporary.replace(self._folder / f"{self._category}.npy")
-        write_text(self._folder / f"{self._category}.json", json.dumps(samples, ensure_ascii=False))
+        self._whole.replace(self._folder / f"{self._stem}.npy")
+        write_text(self._folder / f"{self._stem}.json", json.dumps(samples, ensure_ascii=False))
         chosen = self._which.choose(samples["score"], samples["label"])
         scale = make_scale(float(np.median(maps[:: max(1, len(maps) // 64)])), self._high)
-        draw_sheet(cell, self._category, method, samples, maps, chosen, scale, self._folder / f"{self._category}.png", device)
-        self.close()
+        draw_sheet(cell, self._category, method, samples, maps, chosen, scale, self._folder / f"{self._stem}.png", device)
 
     def close(self) -> None:
-        """Drop what is unfinished; harmless after `finish`."""
+        """Drop what is unfinished; called in any case, after `finish` too."""
         self._file.close()
         self._raw.unlink(missing_ok=True)
+        self._whole.unlink(missing_ok=True)
+
+
+def _stem(category: str) -> str:
+    """A category's file name: one level, whatever the category is called."""
+    return category.replace("/", "_")
