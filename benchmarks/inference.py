@@ -96,7 +96,7 @@ def measure(name: str, engine: str, setting: Setting) -> Measured:
     sync(setting.device)
     alone = count / (setting.now() - start)
     images = photographs.batch(indices)
-    return Measured(alone, whole, operations(lambda: predicted(method, images, setting), setting) / setting.batch, auroc)
+    return Measured(alone, whole, operations(lambda: method.predict(images), setting) / setting.batch, auroc)
 
 
 def main() -> None:
