@@ -28,6 +28,7 @@ MODES = {
     "zero_shot": "zero-shot: distance of each patch to the nearest prototype of this image",
     "reconstruction": "reconstruction: what a trained model is tested with",
 }
+CHECKED = "#mode input:checked { background-color: #2563eb !important; }"  # gradio paints a focused choice as if it were not chosen
 SCALES = {"zero_shot": 1.0, "reconstruction": 0.5}  # default top of the scale; 1 - cos lies in [0, 2]
 ADVICE = (
     "The two kinds of map are different quantities. **Zero-shot** needs no training on your object, and marks what is unlike the "
@@ -43,6 +44,7 @@ class Shown(NamedTuple):
     placed: NDArray[np.float32]
     score: float
     name: str
+    mode: str
 
 
 def require_gradio() -> None:
@@ -69,6 +71,7 @@ def serve(sources: Sequence[Source], examples: Sequence[Path], port: int | None,
             share=False,
             quiet=True,
             prevent_thread_lock=True,
+            css=CHECKED,
             theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             max_file_size="200mb",
             footer_links=[],
@@ -116,7 +119,7 @@ class Page:
                 else error.hint
             )
             return None, None, None, f"{error.message}\n{hint}", None
-        shown = Shown(image, answer.placed, answer.score, shown_name)
+        shown = Shown(image, answer.placed, answer.score, shown_name, _mode(mode))
         return (shown, *self.draw(shown, high, threshold))
 
     def draw(self, shown: Shown | None, high: float, threshold: float) -> tuple[Any, ...]:
@@ -139,7 +142,7 @@ class Page:
         seen = shown.placed[~np.isnan(shown.placed)]
         verdict = "above" if shown.score >= threshold else "below"
         message = (
-            f"{shown.name}, {shown.image.width} x {shown.image.height} pixels. Score {shown.score:.4f}, {verdict} the threshold "
+            f"{shown.name}, {shown.image.width} x {shown.image.height} pixels, {shown.mode.replace('_', '-')} map. Score {shown.score:.4f}, {verdict} the threshold "
             f"{threshold:.3f}. {100 * float((seen >= threshold).mean()):.1f} % of the pixels are above it. "
             f"Map from {seen.min():.4f} to {seen.max():.4f}; scale from 0 to {high:g}."
         )
