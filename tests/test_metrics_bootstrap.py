@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from scipy import ndimage
 from inpbench.harness.errors import MetricError
 from inpbench.harness.metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS
 from inpbench.harness.metrics.bootstrap import (
-    PixelCounts,
     bootstrap,
     draw_weights,
     image_draws,
@@ -143,17 +141,9 @@ def test_what_does_not_fit_is_refused() -> None:
         pixel_counts(maps, masks)
 
 
-def test_a_thousand_draws_of_a_category_take_about_a_second() -> None:
-    rng = np.random.default_rng(0)
-    counts = PixelCounts(*rng.random((3, 100, 1024)), np.ones(100, np.int64), np.zeros(1024, bool))
-    begin = time.process_time()
-    bootstrap(rng.random(100), np.arange(100) % 2, counts, seed=0)
-    assert time.process_time() - begin < 4  # 0.6 s on two quiet cores
-
-
 @pytest.mark.slow
 def test_coverage_where_the_truth_is_known() -> None:
-    """95 % intervals of I-AUROC and of P-AUROC hold the truth about as often as they say (0.92 to 0.97 is what 40 images give)."""
+    """95 % intervals of I-AUROC and of P-AUROC hold the truth about as often as they say."""
     rng = np.random.default_rng(11)
     gap, spread = 1.0, 0.7  # of the classes, and of the shifts of whole images
     truth_image = 0.5 * (1 + math.erf(gap / 2))
