@@ -142,7 +142,8 @@ class Page:
         seen = shown.placed[~np.isnan(shown.placed)]
         verdict = "above" if shown.score >= threshold else "below"
         message = (
-            f"{shown.name}, {shown.image.width} x {shown.image.height} pixels, {shown.mode.replace('_', '-')} map. Score {shown.score:.4f}, {verdict} the threshold "
+            f"{shown.name}, {shown.image.width} x {shown.image.height}"
+            f" pixels, {shown.mode.replace('_', '-')} map. Score {shown.score:.4f}, {verdict} the threshold "
             f"{threshold:.3f}. {100 * float((seen >= threshold).mean()):.1f} % of the pixels are above it. "
             f"Map from {seen.min():.4f} to {seen.max():.4f}; scale from 0 to {high:g}."
         )
