@@ -2,7 +2,8 @@
 
 `open_manifest` runs the adapter. In strict mode the first error stops with a `DataError` that names the file; in lenient mode
 errors are findings, the affected images are left out (or lose their pixel ground truth), and the record lists them. The hash covers
-name, version and parameters of the set and, for each image, everything listed and the sizes of its files; not where the root lies.
+name, version and parameters of the set and, for each image, everything listed and the sizes of its files (not those of a drawn
+set); not where the root lies.
 """
 
 from __future__ import annotations
@@ -169,13 +170,20 @@ def _file_facts(root: Path, samples: Iterable[Sample]) -> dict[str, FileFact]:
 
 
 def _hash(info: DatasetInfo, params: Any, samples: Sequence[Sample], files: dict[str, FileFact]) -> str:
-    """Independent of the root, and of whether the user gave the root or its parent."""
+    """Independent of the root, and of whether the user gave the root or its parent.
+
+    A drawn set is what its name, version and parameters say: the size of its files depends on the zlib that packed them.
+    """
+
+    def size(path: str) -> int | None:
+        return files[path].size if info.generate is None else None
+
     paths = [path for sample in samples for path in (sample.image, sample.mask) if path]
     common = os.path.commonpath(paths) if len(paths) > 1 else ""
     skip = len(common) + 1 if common else 0
     digest = hashlib.sha256(json.dumps([info.name, info.version, plain(params)], sort_keys=True).encode())
     for s in samples:
-        mask = None if s.mask is None else [s.mask[skip:], files[s.mask].size]
-        row = [s.image[skip:], files[s.image].size, s.category, s.split, s.label, mask, s.defect, s.specimen, s.view]
+        mask = None if s.mask is None else [s.mask[skip:], size(s.mask)]
+        row = [s.image[skip:], size(s.image), s.category, s.split, s.label, mask, s.defect, s.specimen, s.view]
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
