@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,12 +138,18 @@ def _download(spec: WeightSpec) -> Path:
         ) from error
 
 
-def _safe_types() -> contextlib.AbstractContextManager[Any]:
-    """Allow `argparse.Namespace`, plain data that some published files carry beside the tensors (torch >= 2.5)."""
-    import torch
+@contextlib.contextmanager
+def _safe_types() -> Iterator[None]:
+    """Allow `argparse.Namespace`, plain data that some published files carry beside the tensors."""
+    from torch import serialization
 
-    allow = getattr(torch.serialization, "safe_globals", None)
-    return allow([argparse.Namespace]) if allow else contextlib.nullcontext()
+    before = serialization.get_safe_globals()
+    serialization.add_safe_globals([argparse.Namespace])
+    try:
+        yield
+    finally:
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(before)
 
 
 def _read(path: Path) -> Any:
