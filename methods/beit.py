@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from inpbench.harness.api import Size
 from inpbench.methods.checkpoint import load_strictly
 from inpbench.methods.encoder_table import EncoderEntry
+from inpbench.methods.vit import block_outputs
 
 
 class BeitEncoder(nn.Module):
@@ -56,13 +57,7 @@ class BeitEncoder(nn.Module):
     @torch.no_grad()
     def layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Outputs (B, 1 + h * w, D) of the blocks `indices` (0-based), in that order."""
-        found: dict[int, Tensor] = {}
-        hidden = self.tokens(images)
-        for index, block in enumerate(self.blocks[: max(indices) + 1]):
-            hidden = block(hidden)
-            if index in indices:
-                found[index] = hidden
-        return [found[index] for index in indices]
+        return block_outputs(self.blocks, self.tokens(images), indices)
 
     def official_state(self) -> dict[str, Tensor]:
         """The tensors under their official names."""

@@ -6,15 +6,29 @@ groups. Defaults are those that INP-Former and Dinomaly share; each overrides wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from inpbench.harness.api import Preprocess, Size, WeightSpec
 from inpbench.harness.errors import UsageError
 from inpbench.methods.encoder_table import EncoderEntry, get_encoder
 
 Groups = tuple[tuple[int, ...], ...]
+
+# Presets that every reconstruction method has, to which each adds its own values.
+FAST: Mapping[str, Any] = {"steps": 2000}
+# For small data sets and the built-in encoder, two CPU cores and a minute: half the decoder, small crops, a steep schedule.
+DEMO: Mapping[str, Any] = {
+    "steps": 300,
+    "batch_size": 8,
+    "input_size": (224, 224),
+    "crop_size": (196, 196),
+    "decoder_depth": 4,
+    "decoder_groups": ((0, 1), (2, 3)),
+    "warmup": 20,
+}
+SMOKE: Mapping[str, Any] = {"steps": 6, "batch_size": 4, "input_size": (128, 128), "crop_size": (112, 112), "warmup": 2}
 
 
 @dataclass(frozen=True, kw_only=True)

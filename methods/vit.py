@@ -85,13 +85,7 @@ class VisionTransformer(nn.Module):
     @torch.no_grad()
     def layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
         """Outputs (B, prefix + h * w, D) of the blocks `indices` (0-based), in that order; later blocks are not run."""
-        found: dict[int, Tensor] = {}
-        hidden = self.tokens(images)
-        for index, block in enumerate(self.blocks[: max(indices) + 1]):
-            hidden = block(hidden)
-            if index in indices:
-                found[index] = hidden
-        return [found[index] for index in indices]
+        return block_outputs(self.blocks, self.tokens(images), indices)
 
     def official_state(self) -> dict[str, Tensor]:
         """The tensors under their official names."""
@@ -103,6 +97,16 @@ class VisionTransformer(nn.Module):
         tensors = {key[len(entry.prefix) :]: value for key, value in state.items() if key.startswith(entry.prefix)}
         tensors = {key: value for key, value in tensors.items() if not key.startswith(entry.dropped)} if entry.dropped else tensors
         load_strictly(self, from_timm(tensors, entry), f"encoder {entry.name}")
+
+
+def block_outputs(blocks: nn.ModuleList, hidden: Tensor, indices: Sequence[int]) -> list[Tensor]:
+    """Outputs of the blocks `indices` (0-based), in that order, for `hidden` (B, N, D) going in; later blocks are not run."""
+    found: dict[int, Tensor] = {}
+    for index, block in enumerate(blocks[: max(indices) + 1]):
+        hidden = block(hidden)
+        if index in indices:
+            found[index] = hidden
+    return [found[index] for index in indices]
 
 
 def from_timm(state: Mapping[str, Tensor], entry: EncoderEntry) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from inpbench.harness.api import MethodInfo
-from inpbench.methods.reconstruction_params import ReconstructionParams, encoder_weights
+from inpbench.methods.reconstruction_params import DEMO, FAST, SMOKE, ReconstructionParams, encoder_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +63,9 @@ INFO = MethodInfo(
         "paper": {},
         "paper_real_iad": {"steps": 50_000, "dropout": 0.4},
         "paper_single_class": {"steps": 5_000, "eps": 1e-8},
-        "fast": {"steps": 2000},
-        # For small data sets and the built-in encoder, two CPU cores and a minute: half the decoder, small crops, a steep schedule.
-        "demo": {
-            "steps": 300,
-            "batch_size": 8,
-            "input_size": (224, 224),
-            "crop_size": (196, 196),
-            "decoder_depth": 4,
-            "decoder_groups": ((0, 1), (2, 3)),
-            "lr": 4e-3,
-            "final_lr": 4e-4,
-            "warmup": 20,
-            "mining_ramp": 100,
-        },
-        "smoke": {"steps": 6, "batch_size": 4, "input_size": (128, 128), "crop_size": (112, 112), "warmup": 2, "mining_ramp": 4},
+        "fast": FAST,
+        "demo": {**DEMO, "lr": 4e-3, "final_lr": 4e-4, "mining_ramp": 100},
+        "smoke": {**SMOKE, "mining_ramp": 4},
     },
     weights=encoder_weights,
     paper="Guo et al., Dinomaly: The Less Is More Philosophy in Multi-Class Unsupervised Anomaly Detection, CVPR 2025",

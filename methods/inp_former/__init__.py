@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from inpbench.harness.api import MethodInfo
-from inpbench.methods.reconstruction_params import ReconstructionParams, encoder_weights
+from inpbench.methods.reconstruction_params import DEMO, FAST, SMOKE, ReconstructionParams, encoder_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +34,9 @@ INFO = MethodInfo(
     settings=frozenset({"multi_class", "single_class", "few_shot", "zero_shot", "super_multi_class"}),
     presets={
         "paper": {},
-        "fast": {"steps": 2000},
-        # For small data sets and the built-in encoder, two CPU cores and a minute: half the decoder, small crops, a steep schedule.
-        "demo": {
-            "steps": 300,
-            "batch_size": 8,
-            "input_size": (224, 224),
-            "crop_size": (196, 196),
-            "decoder_depth": 4,
-            "decoder_groups": ((0, 1), (2, 3)),
-            "lr": 6e-3,
-            "final_lr": 6e-4,
-            "warmup": 20,
-            "inp_num": 12,
-        },
-        "smoke": {"steps": 6, "batch_size": 4, "input_size": (128, 128), "crop_size": (112, 112), "warmup": 2},
+        "fast": FAST,
+        "demo": {**DEMO, "lr": 6e-3, "final_lr": 6e-4, "inp_num": 12},
+        "smoke": SMOKE,
     },
     weights=encoder_weights,
     paper="Luo et al., Exploring Intrinsic Normal Prototypes within a Single Image for Universal Anomaly Detection, CVPR 2025",
