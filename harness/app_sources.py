@@ -126,14 +126,10 @@ def checkpoint_source(
     path: Path, method: str, preset: str, changes: dict[str, Any], weights: WeightStore, device: torch.device
 ) -> Source:
     """An official checkpoint of a method with these parameters."""
-    import torch
-
     from inpbench.harness import params as parameters
-    from inpbench.harness.api import Context
     from inpbench.harness.errors import UsageError
-    from inpbench.harness.registry import METHODS, resolve
-    from inpbench.harness.snapshots import FolderSnapshots
-    from inpbench.harness.weights import WeightStore
+    from inpbench.harness.models import from_official
+    from inpbench.harness.registry import METHODS
 
     info = METHODS.get(method)
     if preset not in info.presets:
@@ -141,22 +137,7 @@ def checkpoint_source(
     params = parameters.build(info.name, info.params, info.presets[preset], changes)
 
     def load() -> Any:
-        tensors = weights.read_file(path)
-        with tempfile.TemporaryDirectory() as scratch:
-            context = Context(
-                device=device,
-                dtype=torch.float32,
-                seed=1,
-                setting="multi_class",
-                weights=WeightStore("random"),  # the checkpoint holds the encoder: every tensor is replaced
-                snapshots=FolderSnapshots(Path(scratch)),
-                progress=lambda done, total, text="", **numbers: None,
-            )
-            made = resolve(info.target)(params, context)
-        if not hasattr(made, "load_official"):
-            raise UsageError(f"{method} has no official checkpoints.", "Type: bench app RECORD")
-        made.load_official(tensors)
-        return made
+        return from_official(info, params, device, lambda: weights.read_file(path), "Type: bench app RECORD")
 
     return Source(f"{path.name} {method}", f"{method} of the checkpoint {path.name}", _marks(params), load)
 

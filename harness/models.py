@@ -6,18 +6,20 @@ several cells share (harness/sources.py) lies in `trained/<method>/<id12>/` inst
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inpbench.harness import params as parameters
-from inpbench.harness.api import Context
+from inpbench.harness.api import Context, MethodInfo
 from inpbench.harness.atomic import write_bytes
 from inpbench.harness.errors import PrerequisiteError, RecordError, UsageError, WeightsError, did_you_mean
 from inpbench.harness.records import Record, RecordStore
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.snapshots import FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
+from inpbench.harness.weights import WeightStore
 
 if TYPE_CHECKING:
     import torch
@@ -137,4 +139,29 @@ def rebuild(record: Record, weights: Weights, device: torch.device, state: Mappi
     )
     method = resolve(info.target)(params, context)
     method.load_state(state)
+    return method
+
+
+def from_official(info: MethodInfo, params: Any, device: torch.device, read: Callable[[], Mapping[str, Tensor]], hint: str) -> Any:
+    """A method with the tensors of an official checkpoint (encoder included), ready to predict.
+
+    read: gives the checkpoint's tensors. hint: what to type where the method has no such format (`UsageError`).
+    Raises `WeightsError` when the tensors do not fit.
+    """
+    import torch
+
+    with tempfile.TemporaryDirectory() as scratch:
+        context = Context(
+            device=device,
+            dtype=torch.float32,
+            seed=1,
+            setting="multi_class",
+            weights=WeightStore("random"),  # the checkpoint holds the encoder: what is drawn here is all replaced
+            snapshots=FolderSnapshots(Path(scratch)),
+            progress=lambda done, total, text="", **numbers: None,
+        )
+        method = resolve(info.target)(params, context)
+    if not hasattr(method, "load_official"):
+        raise UsageError(f"{info.name} has no official checkpoints.", hint)
+    method.load_official(read())
     return method

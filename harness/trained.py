@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inpbench.harness import params as parameters
-from inpbench.harness.api import Context, Method, Preprocess
+from inpbench.harness.api import Method, Preprocess
 from inpbench.harness.errors import NothingError, PrerequisiteError, UsageError, did_you_mean
-from inpbench.harness.models import load_model, rebuild
-from inpbench.harness.registry import METHODS, resolve
+from inpbench.harness.models import from_official, load_model, rebuild
+from inpbench.harness.registry import METHODS
 from inpbench.harness.scoring import DEFAULT_SCORING, Scoring
-from inpbench.harness.snapshots import FolderSnapshots
 from inpbench.harness.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -98,28 +97,14 @@ def from_checkpoint(
 
     Raises `UsageError` where the method has no such format, `WeightsError` for a file that is broken or does not fit.
     """
-    import torch
-
     info = METHODS.get(name)
     if preset not in info.presets:
         raise UsageError(f"{name} has no preset '{preset}'. {did_you_mean(preset, info.presets)}", "Type: bench list methods")
     chosen = {} if encoder is None else {"encoder": encoder}
     params = parameters.build(name, info.params, info.presets[preset], chosen, changes)
-    with tempfile.TemporaryDirectory() as scratch:
-        context = Context(
-            device=device,
-            dtype=torch.float32,
-            seed=1,
-            setting="multi_class",
-            weights=WeightStore("random"),  # the checkpoint holds the encoder: what is drawn here is all replaced
-            snapshots=FolderSnapshots(Path(scratch)),
-            progress=lambda done, total, text="", **numbers: None,
-        )
-        method = resolve(info.target)(params, context)
-    if not hasattr(method, "load_official"):
-        raise UsageError(f"{name} has no official checkpoints.", "Type: bench predict RECORD --images PATH --out DIR")
     store = WeightStore(None)
-    method.load_official(store.read_file(checkpoint))
+    hint = "Type: bench predict RECORD --images PATH --out DIR"
+    method = from_official(info, params, device, lambda: store.read_file(checkpoint), hint)
     facts = {"checkpoint": store.hash_file(checkpoint), "method": name, "params": parameters.plain(params)}
     return Trained(method, params.preprocess, DEFAULT_SCORING, f"{name} of {checkpoint.name}", facts)
 
