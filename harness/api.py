@@ -126,7 +126,8 @@ class Preprocess:
     shorter_side: bool = False
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bilinear"
+    own_mode: bool = False  # resize and crop in the file's own mode (grey, palette, alpha), convert to RGB last: CLIP's order
 
 
 class Prediction(NamedTuple):
@@ -169,6 +170,10 @@ class TrainingSet(Protocol):
 
     def masks(self, indices: Sequence[int]) -> Tensor:
         """Binary ground truth (B, H, W) at crop size, bool, on the device; all False for normal images."""
+        ...
+
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        """The decoded images (B, 3, h, w), uint8, at resize size: before the crop and the normalisation. For augmentations."""
         ...
 
 
@@ -256,6 +261,34 @@ class Method(Protocol):
         ...
 
 
+class CategoryAware(Protocol):
+    """What a method offers besides `Method` when it must know what it looks at: the category's name, and normal images of it.
+
+    Such a method says so (`MethodInfo.told_category`), and every table does.
+    """
+
+    def enter(self, category: str, references: TrainingSet | None) -> None:
+        """Called after `fit` or `load_state`, before the test images of `category` are predicted; `predict` then speaks of it.
+
+        references: normal images of this category alone, as the setting allows: the k drawn ones where it has shots (few_shot,
+        generalist), none (None) in zero_shot, the category's training images elsewhere. With None, what `state()` kept of an
+        earlier `enter` or `fit` for this category is used; `UsageError` where the method needs references and has none.
+        """
+        ...
+
+
+class Oracle(Protocol):
+    """What a method offers besides `Method` to reproduce an evaluation that was tuned on the test labels.
+
+    Asked for by a parameter whose value makes `params.selection` (a property) "oracle" instead of "last". Such numbers are marked
+    in every table and never ranked with others.
+    """
+
+    def consult(self, test: TrainingSet) -> None:
+        """Called after `enter`: all test images of the category with their labels (`test.samples`) and masks, in test order."""
+        ...
+
+
 class Explaining(Protocol):
     """What a method may offer besides `Method`: pictures of how it came to its map, for sheets (`--save-maps`)."""
 
@@ -289,6 +322,8 @@ class MethodInfo:
     paper: str = ""
     extra: str | None = None  # the pip extra that its imports need
     baseline: bool = False  # a yardstick, not a contender: marked in tables
+    told_category: bool = False  # it is `CategoryAware`: told the category of each test image, which the others are not
+    untrained: frozenset[str] = frozenset()  # settings in which it learns from no image at all: zero_shot needs no source then
 
     SETTINGS_ALL: ClassVar[frozenset[str]] = frozenset(
         {"multi_class", "single_class", "few_shot", "zero_shot", "super_multi_class", "cross_class", "generalist"}

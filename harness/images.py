@@ -207,7 +207,7 @@ def crop_box(size: Size, crop: Size) -> tuple[int, int, int, int]:
 def image_at_crop(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
     """RGB image -> (3, H, W) uint8 at crop size: the input of a method before it is scaled and normalised."""
     height, width = resized_size((image.height, image.width), preprocess)
-    how = Image.Resampling.BICUBIC if preprocess.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    how = Image.Resampling[preprocess.interpolation.upper()]
     pixels = np.asarray(image.resize((width, height), how))
     top, bottom, left, right = crop_box((height, width), preprocess.crop)
     return np.ascontiguousarray(pixels[top:bottom, left:right].transpose(2, 0, 1))

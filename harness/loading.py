@@ -8,9 +8,9 @@ An anomalous image whose mask is missing has `has_pixels` False; so has every im
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -81,6 +81,8 @@ class TrainingImages:
         self._manifest, self._preprocess, self._device = manifest, preprocess, device
         self._normalise = Normaliser(preprocess, device, dtype)
         self._rows: dict[str, Rows] = {}
+        self._whole: dict[str, Rows] = {}  # before the crop; opened when asked for
+        self._cache = cache
         self._samples: list[Sample] = []
         self._categories = [category for category in manifest.categories if category in categories]
         for category in self._categories:
@@ -94,7 +96,6 @@ class TrainingImages:
                 )
             self._rows[category] = rows
             self._samples += readable
-        self._decodes = any(rows.data is None for rows in self._rows.values())
 
     @property
     def samples(self) -> Sequence[Sample]:
@@ -111,19 +112,38 @@ class TrainingImages:
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """(B, 3, H, W), normalised, on the device."""
-        out = np.empty((len(indices), 3, *self._preprocess.crop), dtype=np.uint8)
+        return self._normalise(self._read(self._rows, self._preprocess.crop, indices))
+
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        """(B, 3, h, w) uint8 at resize size, on the device; at crop size with `shorter_side`, whose sizes would differ.
+
+        Decoded into a cache of their own when first asked for; where nothing is cut off they are those of `batch`.
+        """
+        whole = self._preprocess
+        if not whole.shorter_side and whole.crop != whole.resize:
+            whole = replace(whole, crop=whole.resize)
+            for category in self._categories:
+                if category not in self._whole:
+                    group = [sample for sample in self._samples if sample.category == category]
+                    self._whole[category] = open_pixels(self._manifest, group, whole, cache=self._cache)
+        rows = self._rows if whole is self._preprocess else self._whole
+        return torch.from_numpy(self._read(rows, whole.crop, indices)).to(self._device)
+
+    def _read(self, rows: Mapping[str, Rows], size: Size, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """(B, 3, *size) of the rows of each sample's category."""
+        out = np.empty((len(indices), 3, *size), dtype=np.uint8)
 
         def read(i: int) -> None:
             sample = self._samples[indices[i]]
-            out[i] = self._rows[sample.category].read([sample])[0]
+            out[i] = rows[sample.category].read([sample])[0]
 
-        if self._decodes:  # at each access: by several threads, as the originals' loader does by processes
+        if any(part.data is None for part in rows.values()):  # at each access: by threads, as the originals' loader by processes
             with ThreadPoolExecutor(workers(), thread_name_prefix="decode") as pool:
                 list(pool.map(read, range(len(indices))))
         else:
             for i in range(len(indices)):
                 read(i)
-        return self._normalise(out)
+        return out
 
     def masks(self, indices: Sequence[int]) -> Tensor:
         """(B, H, W) bool at crop size, on the device; all False for normal images. Read from the files at each call."""

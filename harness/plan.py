@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from inpbench.harness import params as parameters
-from inpbench.harness.api import DatasetInfo, MethodInfo
+from inpbench.harness.api import DatasetInfo, MethodInfo, Preprocess
 from inpbench.harness.errors import BenchError, UsageError, did_you_mean
 from inpbench.harness.registry import DATASETS, METHODS
 from inpbench.harness.roots import locate
@@ -291,7 +291,7 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
         "dataset_params": parameters.plain(cell.manifest.params),
         "manifest": f"sha256:{cell.manifest.sha256}",
         "categories": list(cell.manifest.categories),
-        "input": _jsonable(asdict(preprocess)),
+        "input": _input(preprocess),
         "scoring": _jsonable(asdict(scoring)),
         "metrics": {"suite": _suite_version(), "variant": request.variant},
         "weights": {
@@ -313,6 +313,14 @@ def _source(cell: Cell, request: Request) -> dict[str, Any] | None:
         return source_of(cell.setting, cell.trained_on)
     shared = cell.setting.source or cell.setting.several_datasets
     return stated_source(request.source) if shared else None
+
+
+def _input(preprocess: Preprocess) -> dict[str, Any]:
+    """The preprocessing in clear; a field that came later enters only where it is used, so that earlier records keep their id."""
+    fields: dict[str, Any] = _jsonable(asdict(preprocess))
+    if not preprocess.own_mode:
+        del fields["own_mode"]
+    return fields
 
 
 def _suite_version() -> int:

@@ -65,6 +65,10 @@ class SeveralSets:
         """(B, H, W) bool at crop size, on the device."""
         return self._gathered(indices, TrainingImages.masks)
 
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        """(B, 3, h, w) uint8 at resize size, on the device."""
+        return self._gathered(indices, TrainingImages.pixels)
+
     def _gathered(self, indices: Sequence[int], read: Callable[[TrainingImages, list[int]], Tensor]) -> Tensor:
         """What `read` gives for each index, each set read at once, in the order of the indices."""
         places = [self._place[index] for index in indices]

@@ -275,6 +275,9 @@ class Stored:
     def masks(self, indices: Any) -> Tensor:
         return torch.zeros(len(indices), *self.images.shape[-2:], dtype=torch.bool)
 
+    def pixels(self, indices: Any) -> Tensor:
+        return torch.zeros(len(indices), 3, *self.images.shape[-2:], dtype=torch.uint8)
+
 
 SQUARE = dataclasses.replace(PARAMS, input_size=(56, 56), crop_size=(56, 56), steps=None, epochs=2)
 

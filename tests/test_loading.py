@@ -366,3 +366,14 @@ def test_support_takes_normal_training_images_only(root: Path) -> None:
     assert all(s.split == "train" and s.label == 0 for s in drawn)
     train = training(manifest, samples=drawn)
     assert {s.image for s in train.samples} == {s.image for s in drawn} and len(train) == 4
+
+
+def test_pixels_are_those_before_the_crop(root: Path) -> None:
+    manifest = opened(MVTEC_AD, root)
+    train = training(manifest)
+    expected = Image.open(root / train.samples[1].image).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    whole = train.pixels([1, 0])
+    assert whole.shape == (2, 3, 32, 32) and whole.dtype == torch.uint8
+    assert torch.equal(whole[0], torch.from_numpy(np.asarray(expected).copy()).permute(2, 0, 1))
+    cropped = loading.Normaliser(SMALL, CPU, torch.float32)(whole[:, :, 2:30, 2:30].contiguous().numpy())
+    assert torch.equal(cropped, train.batch([1, 0]))

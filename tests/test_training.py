@@ -204,6 +204,9 @@ class Numbers:
     def masks(self, indices: Any) -> Tensor:
         return torch.zeros(len(indices), 2, 2, dtype=torch.bool)
 
+    def pixels(self, indices: Any) -> Tensor:
+        return torch.zeros(len(indices), 3, 2, 2, dtype=torch.uint8)
+
 
 def encode(images: Tensor) -> Features:
     return Features(images[:, 0] * 2, (images + 0.5, images - 0.5))

@@ -99,3 +99,7 @@ class Variants:
         masks = self._train.masks([index // COUNT for index in indices])
         assert not masks.any(), "a support image is anomalous"
         return masks
+
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        """(B, 3, h, w) uint8 of the images themselves: the variants are made of the normalised images."""
+        return self._train.pixels([index // COUNT for index in indices])

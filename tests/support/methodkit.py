@@ -78,6 +78,9 @@ class Stripes:
     def masks(self, indices: Sequence[int]) -> Tensor:
         return torch.zeros(len(indices), *self.size, dtype=torch.bool)
 
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        return self.batch(indices).mul(32).add(128).clamp(0, 255).to(torch.uint8)
+
 
 def reference_linear(x: Tensor, state: dict[str, Tensor], key: str) -> Tensor:
     return x @ state[f"{key}.weight"].T + state[f"{key}.bias"]
