@@ -20,11 +20,13 @@ from inpbench.harness.atomic import write_text
 from inpbench.harness.errors import BenchError
 from inpbench.harness.loading import test_batches
 from inpbench.harness.metrics.category import CategoryMetrics
+from inpbench.harness.samples import DRAWS
 from inpbench.harness.scoring import image_scores, smooth_maps
 
 if TYPE_CHECKING:
     from inpbench.harness.api import Method
     from inpbench.harness.cost import Cost
+    from inpbench.harness.draws import Drawing
     from inpbench.harness.kept_maps import MapKeeper
     from inpbench.harness.plan import Cell
     from inpbench.harness.runner import Options
@@ -40,7 +42,7 @@ class CategoryResult:
     undefined: dict[str, str]  # metric -> why it has no value
     bounds: dict[str, float]  # metric -> largest error of the streamed value
     counts: dict[str, int]  # normal, anomalous
-    samples: dict[str, list[Any]]  # image, score, label: one entry an image, in the manifest's order
+    samples: dict[str, list[Any]]  # image, score, label: one entry an image, in the manifest's order; draws of the bootstrap
     images: int
     predict_s: float
 
@@ -83,11 +85,17 @@ class Stopwatch:
 
 
 def evaluate_category(
-    cell: Cell, category: str, method: Method, options: Options, cost: Cost, maps: MapKeeper | None = None
+    cell: Cell,
+    category: str,
+    method: Method,
+    options: Options,
+    cost: Cost,
+    maps: MapKeeper | None = None,
+    drawing: Drawing | None = None,
 ) -> CategoryResult:
     """Predict every test image of a category and measure; raises `BenchError` naming the category when scores are NaN.
 
-    maps: where to keep the smoothed maps; they go to the disk as they come.
+    maps: where to keep the smoothed maps; they go to the disk as they come. drawing: of the bootstrap, None for none.
     """
     assert cell.manifest is not None and cell.request is not None
     preprocess = cell.params.preprocess
@@ -112,6 +120,8 @@ def evaluate_category(
             raise type(error)(f"{cell.label} on {category}: {error.message}", error.hint) from error
         if maps is not None:
             maps.add(smoothed)
+        if drawing is not None:
+            drawing.add(smoothed, batch.masks, batch.has_pixels)
         samples["image"] += [cell.manifest.samples[i].image for i in batch.indices]
         samples["score"] += scores.double().cpu().tolist()
         samples["label"] += [int(label) for label in batch.labels]
@@ -119,6 +129,9 @@ def evaluate_category(
     if maps is not None:
         maps.finish(cell, method, samples, options.device)
     labels = np.asarray(samples["label"])
+    drawn = drawing.finish(np.asarray(samples["score"]), labels) if drawing is not None else None
+    if drawn is not None:
+        samples[DRAWS] = drawn
     return CategoryResult(
         metrics=dict(measured.values),
         undefined=dict(measured.undefined),

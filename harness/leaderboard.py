@@ -2,31 +2,42 @@
 
 Each family of comparable records (harness/families.py) becomes a table of its own. A row is a method with its parameters; several
 seeds give mean ± sample standard deviation. Only `done` records have rows; what failed, was interrupted or lacks a seed is listed
-under the table. Best values are marked among all rows but those whose checkpoint was chosen on the test set (†).
+under the table. With evidence, each number has its 95 % interval and its rank (harness/statistics.py). Best values are marked among
+all rows but those whose checkpoint was chosen on the test set (†).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inpbench.harness import reported as published
+from inpbench.harness.doubts import EXPLANATION, Doubt, doubt_data, doubts_of
 from inpbench.harness.errors import BenchError, UsageError, did_you_mean
 from inpbench.harness.families import Family, Row, families, rows_of
 from inpbench.harness.metrics import METRICS
 from inpbench.harness.records import Record
 from inpbench.harness.tables import MISSING, Cell, Column, Footnotes, Table, render
 
+if TYPE_CHECKING:
+    from inpbench.harness.statistics import EvidenceStore
+
 __all__ = ["build_tables", "names_of", "render"]
 
 
 def build_tables(
-    records: Iterable[Record], *, by: str = "mean", metrics: Sequence[str] = (), reported: bool = False
+    records: Iterable[Record],
+    *,
+    by: str = "mean",
+    metrics: Sequence[str] = (),
+    reported: bool = False,
+    evidence: EvidenceStore | None = None,
 ) -> list[Table]:
     """One table for each family (`by="mean"`), or one for each family and metric with a row for each category (`by="category"`).
 
     metrics: names of the metrics to show (default all seven). reported: put the published value and the difference under the
-    measured one, where the protocol is the same. Raises `UsageError` for unknown names.
+    measured one, where the protocol is the same. evidence: also show intervals and ranks with ties. Raises `UsageError` for unknown
+    names.
     """
     for metric in metrics:
         if metric not in METRICS:
@@ -38,14 +49,17 @@ def build_tables(
     for family in families(records):
         rows = rows_of(family)
         if by == "mean":
-            tables.append(_mean_table(family, rows, shown, reported))
+            tables.append(_mean_table(family, rows, shown, reported, evidence))
         else:
-            tables += [_category_table(family, rows, metric, reported) for metric in shown] if rows else []
+            tables += [_category_table(family, rows, metric, reported, evidence) for metric in shown] if rows else []
     return tables
 
 
-def _mean_table(family: Family, rows: Sequence[Row], metrics: Sequence[str], reported: bool) -> Table:
+def _mean_table(
+    family: Family, rows: Sequence[Row], metrics: Sequence[str], reported: bool, evidence: EvidenceStore | None
+) -> Table:
     notes = Footnotes()
+    doubts = {metric: doubts_of(rows, metric, None, evidence) for metric in metrics}
     best = {metric: _best([row.mean(metric) for row in rows if not row.chosen_on_test]) for metric in metrics}
     several_seeds = any(len(row.records) > 1 for row in rows)
     table = Table(title=family.title, caption=family.caption(), columns=[], rows=[], protocol=family.protocol)
@@ -57,15 +71,18 @@ def _mean_table(family: Family, rows: Sequence[Row], metrics: Sequence[str], rep
     table.columns += [Column(title, left=True, detail=True) for title in ("input", "encoder")]
     table.columns += [Column(title, detail=True) for title in ("fit s", "images/s", "params (M)")]
     table.columns += [Column("commit", left=True, detail=True)]
-    for row, name in zip(rows, names_of(rows), strict=True):
+    if evidence is not None:
+        table.caption.append(EXPLANATION)
+    for index, (row, name) in enumerate(zip(rows, names_of(rows), strict=True)):
         comparison = published.compare(row.first, metrics) if reported else None
         common = _common_reason([comparison])
         marks = _row_marks(row, notes) + ([notes.mark(common)] if common else [])
         data = _row_data(family, row, name)
         cells = [Cell(name, tuple(marks)), Cell(str(len(row.seeds)))]
         for metric in metrics:
-            cells.append(_metric_cell(row, metric, None, best[metric], None if common else comparison, notes))
-            data |= {metric: row.mean(metric), f"{metric}_sd": row.sd(metric)}
+            doubt = doubts[metric][index]
+            cells.append(_metric_cell(row, metric, None, best[metric], None if common else comparison, notes, doubt))
+            data |= {metric: row.mean(metric), f"{metric}_sd": row.sd(metric)} | doubt_data(doubt, f"{metric}_")
             if comparison is not None:
                 data |= _published_data(row, metric, None, comparison)
         cells += [Cell(_input(row.first)), Cell(_encoder(row.first) or MISSING)]
@@ -80,7 +97,7 @@ def _mean_table(family: Family, rows: Sequence[Row], metrics: Sequence[str], rep
     return table
 
 
-def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: bool) -> Table:
+def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: bool, evidence: EvidenceStore | None) -> Table:
     """Rows are categories and their mean, columns are methods; the best of each row is marked."""
     notes = Footnotes()
     names = names_of(rows)
@@ -93,14 +110,17 @@ def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: 
     for row, name, common in zip(rows, names, commons, strict=True):
         marks = _row_marks(row, notes) + ([notes.mark(common)] if common else [])
         table.columns.append(Column(name + (f" [{','.join(marks)}]" if marks else "")))
+    if evidence is not None:
+        table.caption.append(EXPLANATION)
     for index, category in enumerate(categories):
+        doubts = doubts_of(rows, metric, category, evidence)
         best = _best([row.mean(metric, category) for row in rows if not row.chosen_on_test])
         cells = [Cell(category or "mean")]
-        for row, name, column, common in zip(rows, names, comparisons, commons, strict=True):
+        for row, name, column, common, doubt in zip(rows, names, comparisons, commons, doubts, strict=True):
             comparison = column[index]
-            cells.append(_metric_cell(row, metric, category, best, None if common else comparison, notes))
+            cells.append(_metric_cell(row, metric, category, best, None if common else comparison, notes, doubt))
             value = {"metric": metric, "category": category or "mean", "value": row.mean(metric, category)}
-            data = _row_data(family, row, name) | value | {"sd": row.sd(metric, category)}
+            data = _row_data(family, row, name) | value | {"sd": row.sd(metric, category)} | doubt_data(doubt, "")
             if comparison is not None:
                 data |= _published_data(row, metric, category, comparison, prefix="")
             table.data.append(data)
@@ -148,20 +168,32 @@ def _is_yardstick(method: str) -> bool:
 
 
 def _metric_cell(
-    row: Row, metric: str, category: str | None, best: float | None, comparison: published.Comparison | None, notes: Footnotes
+    row: Row,
+    metric: str,
+    category: str | None,
+    best: float | None,
+    comparison: published.Comparison | None,
+    notes: Footnotes,
+    doubt: Doubt | None,
 ) -> Cell:
     mean, sd = row.mean(metric, category), row.sd(metric, category)
     if mean is None:
         return Cell(MISSING, (notes.mark(_undefined(row, metric, category)),))
     text = f"{100 * mean:.2f}" + (f" ± {100 * sd:.2f}" if sd is not None else "")
-    is_best = mean == best and not row.chosen_on_test
-    if comparison is None:
-        return Cell(text, best=is_best)
-    if metric in comparison.values:
+    marks: tuple[str, ...] = ()
+    below = []
+    if doubt is not None:
+        if doubt.interval is None:
+            marks = (notes.mark(f"no interval: {doubt.reason}"),)
+        else:
+            below.append(str(doubt))
+    if comparison is not None and metric in comparison.values:
         value = comparison.values[metric]
-        return Cell(text, second=f"{100 * value:.2f} ({100 * (mean - value):+.2f})", best=is_best)
-    mark = notes.mark(f"no published value shown: {comparison.reasons[metric]}")
-    return Cell(text, (mark,), second=MISSING, best=is_best)
+        below.append(f"{100 * value:.2f} ({100 * (mean - value):+.2f})")
+    elif comparison is not None:
+        marks += (notes.mark(f"no published value shown: {comparison.reasons[metric]}"),)
+        below.append(MISSING)
+    return Cell(text, marks, second="; ".join(below), best=mean == best and not row.chosen_on_test)
 
 
 def _common_reason(comparisons: Sequence[published.Comparison | None]) -> str:

@@ -24,6 +24,7 @@ import torch
 from inpbench.harness.api import Context, Progress
 from inpbench.harness.claims import claim
 from inpbench.harness.cost import Cost, count_cost
+from inpbench.harness.draws import Drawing, seed_of
 from inpbench.harness.errors import BenchError
 from inpbench.harness.evaluation import CategoryResult, evaluate_category
 from inpbench.harness.kept_maps import MapKeeper, MapsOf
@@ -54,6 +55,7 @@ class Options:
     snapshot_every_s: float = 30.0
     pixel_cache: bool = True
     keep_models: bool = True
+    intervals: bool = True  # draw the bootstrap behind intervals and paired comparisons
     save_maps: MapsOf | None = None  # keep maps and sheets beside the record
     dtype: torch.dtype = torch.float32
 
@@ -245,8 +247,14 @@ def _run_unit(
     for index, category in enumerate(categories):
         progress(index, len(categories), f"testing {category}")
         maps = MapKeeper(work.with_suffix(".maps"), category, options.save_maps) if options.save_maps is not None else None
-        with contextlib.closing(maps) if maps is not None else contextlib.nullcontext():
-            results[category] = evaluate_category(cell, category, method, options, cost, maps)
+        seed = seed_of(cell.identity["manifest"], category)
+        drawing = Drawing(work / "draws", seed) if options.intervals else None
+        with contextlib.ExitStack() as stack:
+            if maps is not None:
+                stack.enter_context(contextlib.closing(maps))
+            if drawing is not None:
+                stack.enter_context(contextlib.closing(drawing))
+            results[category] = evaluate_category(cell, category, method, options, cost, maps, drawing)
         results[category].write(work / "tested", category)
     progress(len(categories), len(categories), "tested")
     if options.keep_models and shared is None:

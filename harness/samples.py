@@ -1,7 +1,8 @@
 """The scores of single images, kept beside a record: what a new metric, a bootstrap or a histogram is computed from later.
 
 One `.npz` a record, read without pickle: `categories` and, for the i-th of them, `image_i` (N,) paths, `score_i` (N,) float64 and
-`label_i` (N,) int8. The same scores always give the same bytes, so that their hash can stand in the record.
+`label_i` (N,) int8, and where a bootstrap was drawn `draws_i` (7, D) float32: METRICS in every draw, NaN for a metric without a
+value. The same scores always give the same bytes, so that their hash can stand in the record.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     Samples = dict[str, dict[str, np.ndarray[Any, Any]]]
 
 _KEYS = ("image", "score", "label")
+DRAWS = "draws"
 
 
 def pack(samples: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
@@ -33,19 +35,26 @@ def pack(samples: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
         arrays[f"image_{index}"] = np.asarray(list(table["image"]), dtype=np.str_)
         arrays[f"score_{index}"] = np.asarray(table["score"], dtype=np.float64)
         arrays[f"label_{index}"] = np.asarray(table["label"], dtype=np.int8)
+        if DRAWS in table:
+            arrays[f"{DRAWS}_{index}"] = np.asarray(table[DRAWS], dtype=np.float32)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
 def unpack(data: bytes, name: str) -> Samples:
-    """The inverse of `pack`: (N,) arrays of str, float64 and int8. `name` stands in the `RecordError` for anything else."""
+    """The inverse of `pack`: (N,) arrays of str, float64 and int8, and the draws where there are any.
+
+    `name` stands in the `RecordError` for anything else.
+    """
     import numpy as np
 
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {
-                str(category): {key: arrays[f"{key}_{index}"] for key in _KEYS}
+                str(category): {
+                    key: arrays[f"{key}_{index}"] for key in (*_KEYS, DRAWS) if key in _KEYS or f"{DRAWS}_{index}" in arrays
+                }
                 for index, category in enumerate(arrays["categories"])
             }
     except (ValueError, LookupError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:

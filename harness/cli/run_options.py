@@ -95,6 +95,9 @@ PixelCache = Annotated[bool, typer.Option("--pixel-cache/--no-pixel-cache", help
 KeepModels = Annotated[
     bool, typer.Option("--keep-models/--no-keep-models", help="Keep what was learned beside the record (bench export).")
 ]
+Intervals = Annotated[
+    bool, typer.Option("--intervals/--no-intervals", help="Draw the bootstrap behind intervals and comparisons (bench compare).")
+]
 SaveMaps = Annotated[
     bool, typer.Option("--save-maps", help="Keep every map (npy) and a sheet of pictures a category, beside the record.")
 ]

@@ -49,6 +49,7 @@ def leaderboard(
     metrics: Annotated[str, typer.Option("--metrics", help="Only these metrics (bench list metrics).")] = "",
     by: Annotated[By, typer.Option("--by", help="A row is a method's mean, or a category.")] = By.mean,
     reported: Annotated[bool, typer.Option("--reported", help="Published values, where the protocol is the same.")] = False,
+    intervals: Annotated[bool, typer.Option("--intervals", help="95 % intervals, and ranks with ties.")] = False,
     format_: Annotated[Format, typer.Option("--format", "-f", help="How to write the tables.")] = Format.terminal,
     json_: Json = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to a file.")] = None,
@@ -60,6 +61,7 @@ def leaderboard(
     """
     from inpbench.harness.leaderboard import build_tables, render
     from inpbench.harness.records import RecordStore
+    from inpbench.harness.statistics import EvidenceStore
 
     store = RecordStore(results_folder(results))
     chosen = {
@@ -68,7 +70,8 @@ def leaderboard(
     listing = store.all(**chosen)
     for warning in listing.warnings:
         typer.echo(f"Warning: {warning}", err=True)
-    tables = build_tables(listing, by=by.value, metrics=split_names(metrics), reported=reported)
+    evidence = EvidenceStore(store) if intervals else None
+    tables = build_tables(listing, by=by.value, metrics=split_names(metrics), reported=reported, evidence=evidence)
     if not tables:
         raise NothingError(
             f"No record in {store.folder} fits.", "Type: bench run --methods inp_former --dataset synthetic --encoder builtin"

@@ -6,7 +6,7 @@ draws are one matrix product, and every metric follows from cumulative sums over
 the normal and of the anomalous scores; while there are at most K different scores, every score is a bin and a draw is exact.
 
 Percentile intervals, which are too narrow for a few images: below about 20 of a class, read them as a lower limit of the doubt.
-Not part of the record: nothing here changes a value of `CategoryMetrics`.
+Nothing here changes a value of `CategoryMetrics`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,14 @@ from numpy.typing import NDArray
 
 from inpbench.harness.errors import MetricError
 from inpbench.harness.metrics import AUPRO_LIMIT, IMAGE_METRICS, PIXEL_METRICS
+from inpbench.harness.metrics.intervals import DRAWS, LEVEL, Interval, interval
 from inpbench.harness.metrics.regions import MaskRuns
 
-DRAWS = 1000
-LEVEL = 0.95
 BINS = 1024
 _BLOCK = 64  # draws evaluated at a time: their curves stay in a processor's cache
 _SAMPLE = 1 << 19  # scores that the quantiles of a class are taken from
 
 Matrix = NDArray[np.float64]
-
-
-class Interval(NamedTuple):
-    """Where a metric lies in the middle `level` of the draws, as fractions."""
-
-    low: float
-    high: float
 
 
 class Intervals(NamedTuple):
@@ -68,7 +60,7 @@ def pixel_counts(maps: NDArray[Any], masks: NDArray[np.bool_], bins: int = BINS)
             f"Maps and bool masks have one shape (I, H, W), found {maps.shape} and {masks.dtype} {masks.shape}.",
             "Use scoring.smooth_maps and scoring.ground_truth with one Scoring.",
         )
-    if not np.isfinite(maps).all():
+    if not all(np.isfinite(scores).all() for scores in maps):
         raise MetricError("A map holds NaN or infinity, not a score.", "Look at the method's output.")
     edges = _edges(maps, masks, bins)
     images, k = len(maps), edges.size
@@ -77,18 +69,21 @@ def pixel_counts(maps: NDArray[Any], masks: NDArray[np.bool_], bins: int = BINS)
     )
     least, most = np.full(k, np.inf), np.full(k, -np.inf)
     for number, (scores, mask) in enumerate(zip(maps, masks, strict=True)):
-        ordered = np.sort(scores, axis=None)
-        starts = np.searchsorted(ordered, edges)
-        ends = np.append(starts[1:], ordered.size)
-        some = ends > starts
-        least[some] = np.minimum(least[some], ordered[starts[some]])
-        most[some] = np.maximum(most[some], ordered[ends[some] - 1])
-        runs = MaskRuns()
-        at = np.searchsorted(edges, scores.ravel()[runs.add(mask[None])], "right") - 1
+        flat, runs = scores.reshape(-1), MaskRuns()
+        anomalous = flat[runs.add(mask[None])]
         areas, counts.regions[number] = runs.regions()
+        normal = np.sort(flat[~mask.reshape(-1)])
+        for ordered in (normal, np.sort(anomalous)):
+            starts = np.searchsorted(ordered, edges)
+            ends = np.append(starts[1:], ordered.size)
+            some = ends > starts
+            least[some] = np.minimum(least[some], ordered[starts[some]])
+            most[some] = np.maximum(most[some], ordered[ends[some] - 1])
+            if ordered is normal:
+                counts.normal[number] = ends - starts
+        at = np.searchsorted(edges, anomalous, "right") - 1
         counts.anomalous[number] = np.bincount(at, minlength=k)
         counts.share[number] = np.bincount(at, weights=1.0 / areas, minlength=k)
-        counts.normal[number] = ends - starts - counts.anomalous[number]
     np.greater_equal(least, most, out=counts.tied)
     return counts
 
@@ -121,7 +116,14 @@ def draw_weights(labels: NDArray[Any], draws: int, seed: int) -> Matrix:
     return weights
 
 
-def bootstrap(
+class Draws(NamedTuple):
+    """Metric name to its value in every draw (D,), and to the reason for those without."""
+
+    values: dict[str, NDArray[np.float64]]
+    undefined: dict[str, str]
+
+
+def draw_metrics(
     scores: NDArray[Any],
     labels: Sequence[int] | NDArray[Any],
     counts: PixelCounts | None = None,
@@ -129,12 +131,11 @@ def bootstrap(
     *,
     seed: int,
     draws: int = DRAWS,
-    level: float = LEVEL,
-) -> Intervals:
-    """Intervals of the metrics of one category.
+) -> Draws:
+    """The metrics of one category in every draw: the same seed and labels draw the same images, whatever the method.
 
     scores: (I,) float, finite. labels: (I,) 0 normal, 1 anomalous. counts: of `pixel_counts`, for the images where has_pixels
-    (I,) bool is true, in their order; None: the pixel metrics have no interval. The same arguments give the same numbers.
+    (I,) bool is true, in their order; None: the pixel metrics have no draws. The same arguments give the same numbers.
     Raises `MetricError` for shapes, labels or scores that do not fit.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels)
@@ -142,8 +143,8 @@ def bootstrap(
         raise MetricError(
             f"Scores and labels 0 or 1 have one shape (I,), found {scores.shape} and {labels.shape}.", "One an image."
         )
-    if not np.isfinite(scores).all() or draws < 2 or not 0 < level < 1:
-        raise MetricError("Scores are finite, draws at least 2 and level in (0, 1).", "Use draws=1000, level=0.95.")
+    if not np.isfinite(scores).all() or draws < 2:
+        raise MetricError("Scores are finite and draws at least 2.", "Use draws=1000.")
     members = np.ones(scores.size, np.bool_) if has_pixels is None else np.asarray(has_pixels, np.bool_)
     if counts is not None and (members.shape != scores.shape or counts.regions.size != members.sum()):
         raise MetricError(f"{counts.regions.size} images are counted, {members.sum()} have pixels.", "Count each one once.")
@@ -160,9 +161,22 @@ def bootstrap(
         empty = int(np.isnan(pixels["p_auroc"]).sum())
         undefined |= dict.fromkeys(PIXEL_METRICS, f"{empty} draws hold no anomalous or no normal pixel" if empty else "")
         found |= {} if empty else pixels
-    tails = ((1 - level) / 2, (1 + level) / 2)
-    values = {name: Interval(*(float(end) for end in np.quantile(value, tails))) for name, value in found.items()}
-    return Intervals(values, {name: why for name, why in undefined.items() if why})
+    return Draws(found, {name: why for name, why in undefined.items() if why})
+
+
+def bootstrap(
+    scores: NDArray[Any],
+    labels: Sequence[int] | NDArray[Any],
+    counts: PixelCounts | None = None,
+    has_pixels: NDArray[np.bool_] | None = None,
+    *,
+    seed: int,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> Intervals:
+    """Intervals of the metrics of one category; arguments and errors of `draw_metrics`."""
+    drawn = draw_metrics(scores, labels, counts, has_pixels, seed=seed, draws=draws)
+    return Intervals({name: interval(values, level) for name, values in drawn.values.items()}, drawn.undefined)
 
 
 def _too_few(labels: NDArray[Any], both: bool = False) -> str:

@@ -1,0 +1,91 @@
+"""The bootstrap of one category while it is tested: maps and masks go to a file, and the draws are made when all are there.
+
+The images of a draw depend on the data alone (`seed_of`): every method that is tested on the same images is measured on the same
+1,000 draws, which is what makes two of them comparable in pairs (harness/statistics.py). 320 KiB of disk an image until the
+category is done, whatever its size; where the disk has no room, the category goes without draws and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import zlib
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from inpbench.harness.metrics import METRICS
+from inpbench.harness.metrics.bootstrap import draw_metrics, pixel_counts
+from inpbench.harness.metrics.intervals import DRAWS
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+log = logging.getLogger("inpbench")
+
+
+def seed_of(manifest: str, category: str) -> int:
+    """The seed of a category's draws: from the hash of the data set's listing and the category's name, so from the record."""
+    return zlib.crc32(f"{manifest}/{category}".encode())
+
+
+class Drawing:
+    """What the bootstrap of one category needs, collected batch by batch. `close` in any case."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        """folder: where the temporary files lie. seed: of `seed_of`."""
+        self._seed = seed
+        self._shape: tuple[int, ...] = ()
+        self._has_pixels: list[bool] = []
+        self._files: list[IO[bytes]] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for _ in range(2):
+                self._files.append(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115  closed by `close`
+        except OSError as error:
+            self._give_up(error)
+
+    def add(self, maps: torch.Tensor, masks: torch.Tensor, has_pixels: torch.Tensor) -> None:
+        """maps: (B, H, W) smoothed. masks: (B, H, W) bool. has_pixels: (B,) bool on the host."""
+        self._has_pixels += has_pixels.tolist()
+        if not self._files or not has_pixels.any():
+            return
+        chosen = maps[has_pixels.to(maps.device)].float().cpu().numpy()
+        self._shape = chosen.shape[1:]
+        try:
+            self._files[0].write(chosen.tobytes())
+            self._files[1].write(masks[has_pixels.to(masks.device)].cpu().numpy().tobytes())
+        except OSError as error:
+            self._give_up(error)
+
+    def finish(self, scores: NDArray[Any], labels: NDArray[Any]) -> list[list[float]] | None:
+        """METRICS in every draw, (7, D) with NaN for a metric without a value; None without labels, or without room on the disk.
+
+        scores, labels: (I,) of all images in the order of `add`.
+        """
+        if not self._files or not np.isin(labels, (0, 1)).all():
+            return None
+        has_pixels = np.asarray(self._has_pixels)
+        counts = None
+        if has_pixels.any():
+            shape = (int(has_pixels.sum()), *self._shape)
+            for file in self._files:
+                file.flush()
+            maps: NDArray[np.float32] = np.memmap(self._files[0], np.float32, "r", shape=shape)
+            masks: NDArray[np.bool_] = np.memmap(self._files[1], np.bool_, "r", shape=shape)
+            counts = pixel_counts(maps, masks)
+        drawn = draw_metrics(scores, labels, counts, has_pixels, seed=self._seed).values
+        rows = [drawn.get(metric, np.full(DRAWS, np.nan)) for metric in METRICS]
+        return [row.astype(np.float32).tolist() for row in rows]
+
+    def close(self) -> None:
+        """Drop the temporary files."""
+        for file in self._files:
+            file.close()
+        self._files = []
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning("no room for the maps of the bootstrap (%s): this category gets no intervals.", error.strerror or error)
+        self.close()
