@@ -41,7 +41,7 @@ def doubts_of(rows: Sequence[Row], metric: str, category: str | None, evidence: 
     doubts: list[Doubt | None] = []
     for row, mine, place in zip(rows, found, places, strict=True):
         reasons = [evidence.reasons[record.id] for record in row.records if record.id in evidence.reasons]
-        interval = None if mine is None else mine.interval(metric, category)
+        interval = None if mine is None else mine.interval(metric, row.mean(metric, category), category)
         doubts.append(Doubt(interval, place if interval else 0, next(iter(reasons), "too few images to draw from")))
     return doubts
 

@@ -1,7 +1,7 @@
 """What the test images can and cannot tell: intervals, paired differences, ranks with ties, and tests over data sets.
 
 Within a data set: the draws beside each record (harness/draws.py). A draw holds the same images for every method, so the difference
-of two methods is taken draw by draw; it is called significant where its 95 % percentile interval leaves out zero. Pairs are not
+of two methods is taken draw by draw; it is called significant where its 95 % interval leaves out zero. Pairs are not
 adjusted for their number. A row's rank is 1 + the number of rows that are significantly better, so that rows share a rank where the
 images cannot tell them apart. Several seeds: draws are averaged over the seeds, never pooled; their spread is the table's ±.
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from inpbench.harness.errors import RecordError
 from inpbench.harness.metrics import METRICS
-from inpbench.harness.metrics.intervals import Interval, interval
+from inpbench.harness.metrics.intervals import Interval, interval, p_of_zero
 from inpbench.harness.samples import DRAWS
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class Evidence:
         found = np.mean([table[_INDEX[metric]].astype(np.float64) for table in tables], axis=0)
         return None if np.isnan(found).any() else found
 
-    def interval(self, metric: str, category: str | None = None) -> Interval | None:
-        """95 % percentile interval of a metric, as fractions; None where there are no draws of it."""
+    def interval(self, metric: str, value: float | None, category: str | None = None) -> Interval | None:
+        """95 % interval of a metric that was measured as `value`, as fractions; None where there are no draws of it."""
         values = self.values(metric, category)
-        return None if values is None else interval(values)
+        return None if values is None or value is None else interval(values, value)
 
 
 class Difference(NamedTuple):
@@ -59,12 +59,12 @@ class Difference(NamedTuple):
 
     value: float  # of the measured numbers, not of the draws
     interval: Interval
-    p: float  # two-sided: how far zero lies out in the draws; at least 2 / (D + 1)
+    p: float  # two-sided: how far zero lies out in the draws
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.interval.low > 0 or self.interval.high < 0
+        """Whether p is below 0.05, which is where the 95 % interval leaves out zero."""
+        return self.p < ALPHA
 
 
 class EvidenceStore:
@@ -115,9 +115,10 @@ def paired(
         return f"{METRICS[metric].title} has no value or no draws"
     if a.shape != b.shape:
         return "they have different numbers of draws"
-    difference = a - b
-    tail = min((difference <= 0).sum(), (difference >= 0).sum())
-    return Difference(values[0] - values[1], interval(difference), min(1.0, 2 * (int(tail) + 1) / (difference.size + 1)))
+    difference, value = a - b, values[0] - values[1]
+    if not difference.any() and value == 0:
+        return Difference(0.0, Interval(0.0, 0.0), 1.0)
+    return Difference(value, interval(difference, value), p_of_zero(difference, value))
 
 
 def ranks(
@@ -133,7 +134,7 @@ def ranks(
         for other, value in zip(evidence, values, strict=True):
             if other is not None and other is not mine:
                 difference = paired(other, mine, metric, (value, my_value), category)
-                better += not isinstance(difference, str) and difference.interval.low > 0
+                better += not isinstance(difference, str) and difference.significant and difference.value > 0
         found.append(1 + better)
     return found
 

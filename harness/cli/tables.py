@@ -42,6 +42,12 @@ def write_out(text: str, out: Path | None) -> None:
     typer.echo(f"wrote {out}", err=True)
 
 
+def chosen_records(dataset: str, setting: str, methods: str) -> dict[str, list[str]]:
+    """The filters of `RecordStore.all` for what was named."""
+    named = (("dataset", dataset), ("setting", setting), ("method", methods))
+    return {key: list(split_names(text)) for key, text in named if text}
+
+
 def leaderboard(
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="Only these data sets.")] = "",
     setting: Annotated[str, typer.Option("--setting", "-s", help="Only these settings.")] = "",
@@ -64,10 +70,7 @@ def leaderboard(
     from inpbench.harness.statistics import EvidenceStore
 
     store = RecordStore(results_folder(results))
-    chosen = {
-        key: list(split_names(text)) for key, text in (("dataset", dataset), ("setting", setting), ("method", methods)) if text
-    }
-    listing = store.all(**chosen)
+    listing = store.all(**chosen_records(dataset, setting, methods))
     for warning in listing.warnings:
         typer.echo(f"Warning: {warning}", err=True)
     evidence = EvidenceStore(store) if intervals else None
@@ -77,6 +80,46 @@ def leaderboard(
             f"No record in {store.folder} fits.", "Type: bench run --methods inp_former --dataset synthetic --encoder builtin"
         )
     write_out(render(tables, "json" if json_ else format_.value), out)
+
+
+def compare(
+    metric: Annotated[str, typer.Option("--metric", help="What is compared (bench list metrics).")] = "i_auroc",
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="Only these data sets.")] = "",
+    setting: Annotated[str, typer.Option("--setting", "-s", help="Only these settings.")] = "",
+    methods: Annotated[str, typer.Option("--methods", "-m", help="Only these methods.")] = "",
+    picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.svg", help="Draw the mean ranks, too.")] = None,
+    format_: Annotated[Format, typer.Option("--format", "-f", help="How to write the tables.")] = Format.terminal,
+    json_: Json = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to a file.")] = None,
+    results: Results = None,
+) -> None:
+    """Methods in pairs on the same test images, and over data sets; every verdict says how sure it is.
+
+    bench compare --dataset visa --metric p_auroc
+    """
+    from inpbench.harness.compare import overall, overall_table, pair_tables
+    from inpbench.harness.rank_picture import draw
+    from inpbench.harness.records import RecordStore
+    from inpbench.harness.statistics import EvidenceStore, across, mean_ranks
+    from inpbench.harness.tables import render
+
+    store = RecordStore(results_folder(results))
+    listing = store.all(**chosen_records(dataset, setting, methods))
+    for warning in listing.warnings:
+        typer.echo(f"Warning: {warning}", err=True)
+    tables = pair_tables(listing, metric, EvidenceStore(store))
+    if not tables:
+        raise NothingError(
+            f"No two methods in {store.folder} have comparable records.",
+            "Type: bench run --methods inp_former,dinomaly --dataset synthetic --encoder builtin --preset demo",
+        )
+    groups = overall(listing, metric)
+    tables += [overall_table(group, metric) for group in groups if len(group.datasets) > 1]
+    write_out(render(tables, "json" if json_ else format_.value), out)
+    if picture is not None:
+        largest = max(groups, key=lambda group: len(group.datasets))
+        title = f"Mean rank by {metric} over {len(largest.datasets)} data sets ({largest.title})"
+        write_out(draw(mean_ranks(largest.scores), across(largest.scores), title).rstrip("\n"), picture)
 
 
 def check(

@@ -176,7 +176,7 @@ def bootstrap(
 ) -> Intervals:
     """Intervals of the metrics of one category; arguments and errors of `draw_metrics`."""
     drawn = draw_metrics(scores, labels, counts, has_pixels, seed=seed, draws=draws)
-    return Intervals({name: interval(values, level) for name, values in drawn.values.items()}, drawn.undefined)
+    return Intervals({name: interval(values, level=level) for name, values in drawn.values.items()}, drawn.undefined)
 
 
 def _too_few(labels: NDArray[Any], both: bool = False) -> str:
