@@ -119,7 +119,7 @@ def evaluate_category(
         except BenchError as error:
             raise type(error)(f"{cell.label} on {category}: {error.message}", error.hint) from error
         if maps is not None:
-            maps.add(smoothed)
+            maps.add(smoothed, batch.masks, batch.has_pixels)
         if drawing is not None:
             drawing.add(smoothed, batch.masks, batch.has_pixels)
         samples["image"] += [cell.manifest.samples[i].image for i in batch.indices]

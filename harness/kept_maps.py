@@ -1,21 +1,23 @@
 """What `--save-maps` leaves beside a record, in `<id12>.maps/`: the maps of every test image, and one sheet a category.
 
-`<category>.npy` holds the smoothed maps (N, 256, 256) float32, exactly what the metrics saw; `<category>.json` the image paths,
-scores and labels in the same order; `<category>.png` the sheet. Nothing of it is part of the record or of its identity. Maps go
-to the disk batch by batch: 256 KiB an image, whatever the data set's size.
+`<category>.npy` holds the smoothed maps (N, 256, 256) float32 and `<category>.masks.npy` the ground truth (N, 256, 32) uint8, eight
+pixels a byte: exactly what the metrics saw. `<category>.json` has the image paths, scores, labels and `has_pixels` in the same order;
+`<category>.png` is the sheet. Nothing of it is part of the record or of its identity. Maps go to the disk batch by batch: 264 KiB an
+image, whatever the data set's size.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from inpbench.harness.atomic import write_text
+from inpbench.harness.atomic import write_bytes, write_text
 from inpbench.harness.colours import make_scale
 from inpbench.harness.errors import RecordError, UsageError
 
@@ -73,6 +75,8 @@ class MapKeeper:
         self._raw, self._whole = folder / f".{self._stem}.raw.tmp", folder / f".{self._stem}.npy.tmp"
         self._shape: tuple[int, ...] = ()
         self._count, self._high = 0, -np.inf
+        self._masks: list[NDArray[np.uint8]] = []
+        self._has_pixels: list[bool] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._raw.open("wb")
@@ -82,19 +86,21 @@ class MapKeeper:
     @staticmethod
     def complete(folder: Path, category: str) -> bool:
         """Whether a category's maps and sheet are all there."""
-        return all((folder / f"{_stem(category)}{suffix}").is_file() for suffix in (".npy", ".json", ".png"))
+        return all((folder / f"{_stem(category)}{suffix}").is_file() for suffix in (".npy", ".masks.npy", ".json", ".png"))
 
-    def add(self, smoothed: torch.Tensor) -> None:
-        """smoothed: (B, 256, 256)."""
+    def add(self, smoothed: torch.Tensor, masks: torch.Tensor, has_pixels: torch.Tensor) -> None:
+        """smoothed: (B, 256, 256) float. masks: (B, 256, 256) bool. has_pixels: (B,) bool."""
         from inpbench.harness.scoring import image_scores
 
         maps = smoothed.float().cpu().numpy()
         self._high = max(self._high, float(image_scores(smoothed).max()))
         self._shape, self._count = maps.shape[1:], self._count + len(maps)
+        self._masks.append(np.packbits(masks.cpu().numpy(), axis=-1))
+        self._has_pixels += has_pixels.tolist()
         maps.tofile(self._file)
 
     def finish(self, cell: Cell, method: Method, samples: dict[str, list[Any]], device: torch.device) -> None:
-        """Write the three files. samples: image, score and label of every map, in order."""
+        """Write the four files. samples: image, score and label of every map, in order."""
         from inpbench.harness.map_sheet import draw_sheet
 
         self._file.close()
@@ -102,7 +108,11 @@ class MapKeeper:
         with self._whole.open("wb") as file:
             np.save(file, maps, allow_pickle=False)
         self._whole.replace(self._folder / f"{self._stem}.npy")
-        write_text(self._folder / f"{self._stem}.json", json.dumps(samples, ensure_ascii=False))
+        packed = io.BytesIO()
+        np.save(packed, np.concatenate(self._masks), allow_pickle=False)
+        write_bytes(self._folder / f"{self._stem}.masks.npy", packed.getvalue())
+        facts = {key: samples[key] for key in ("image", "score", "label")} | {"has_pixels": self._has_pixels}
+        write_text(self._folder / f"{self._stem}.json", json.dumps(facts, ensure_ascii=False))
         chosen = self._which.choose(samples["score"], samples["label"])
         scale = make_scale(float(np.median(maps[:: max(1, len(maps) // 64)])), self._high)
         draw_sheet(cell, self._category, method, samples, maps, chosen, scale, self._folder / f"{self._stem}.png", device)
@@ -112,6 +122,36 @@ class MapKeeper:
         self._file.close()
         self._raw.unlink(missing_ok=True)
         self._whole.unlink(missing_ok=True)
+
+
+class KeptMaps(NamedTuple):
+    """The maps of one category, read back."""
+
+    images: list[str]
+    maps: NDArray[np.float32]  # (N, H, W), memory-mapped
+    masks: NDArray[np.bool_]  # (N, H, W)
+    scores: list[float]
+    labels: list[int]
+    has_pixels: list[bool]
+
+
+def read_maps(folder: Path, category: str) -> KeptMaps:
+    """What `MapKeeper` wrote. Raises `RecordError` naming the file that is missing, broken or of other images."""
+    stem = _stem(category)
+    again = "Run the cell again with --save-maps --force."
+    try:
+        facts = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+        maps = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
+        packed = np.load(folder / f"{stem}.masks.npy", allow_pickle=False)
+        masks = np.unpackbits(packed, axis=-1, count=maps.shape[-1]).astype(np.bool_)
+        lists = [list(facts[key]) for key in ("image", "score", "label", "has_pixels")]
+    except FileNotFoundError as error:
+        raise RecordError(f"There are no kept maps of {category}: {error.filename} is missing.", again) from error
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+        raise RecordError(f"The kept maps of {category} in {folder} cannot be read: {error}.", again) from error
+    if masks.shape != maps.shape or maps.ndim != 3 or any(len(item) != len(maps) for item in lists):
+        raise RecordError(f"The kept maps of {category} in {folder} are not of the same images.", again)
+    return KeptMaps(lists[0], maps, masks, *lists[1:])
 
 
 def _stem(category: str) -> str:

@@ -1,0 +1,114 @@
+"""Metrics again from kept maps, without a model and without the data set: another definition of them, or a check of a record.
+
+`bench run --save-maps` keeps what the metrics saw. The same maps under the same variant must give the record's numbers; under
+another variant they give the record that `bench run --variant` would have written, with the cost and stamp of the first. The mask
+rule cannot be changed: the kept masks were made with it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from inpbench.harness.draws import Drawing, seed_of
+from inpbench.harness.errors import RecordError
+from inpbench.harness.evaluation import CategoryResult, means_of
+from inpbench.harness.kept_maps import read_maps
+from inpbench.harness.metrics import SUITE_VERSION
+from inpbench.harness.metrics.category import CategoryMetrics
+from inpbench.harness.records import Record, new_record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from inpbench.harness.metrics import Variant
+    from inpbench.harness.records import RecordStore
+
+BATCH = 64  # maps at a time; changes no number
+
+
+class Change(NamedTuple):
+    """A number that the kept maps do not give again."""
+
+    category: str
+    metric: str
+    recorded: float | None
+    again: float | None
+
+
+def rescore(store: RecordStore, record: Record, variant: Variant) -> Record:
+    """The record of the same cell under `variant`, from its kept maps. Raises `RecordError` where maps are missing or of others."""
+    folder = store.path_of(record.identity).with_suffix(".maps")
+    recorded = store.read_samples(record)
+    results = {}
+    for category in record.identity["categories"]:
+        results[category] = _measure(folder, category, variant, record.identity["manifest"])
+        kept, known = results[category].samples, recorded.get(category)
+        if known is None or kept["image"] != known["image"].tolist() or kept["score"] != known["score"].tolist():
+            raise RecordError(
+                f"The kept maps of {category} are not those of record {record.id12}: images or scores differ.",
+                "Run the cell again with --save-maps --force.",
+            )
+    identity = record.identity | {"metrics": {"suite": SUITE_VERSION, "variant": variant}}
+    # Another variant is another record: where its numbers come from stands in its notes.
+    same = identity == record.identity
+    new = new_record(identity, record.label, marks=record.marks, support=record.support, skipped=record.skipped, notes=record.notes)
+    if not same:
+        new.notes = [*record.notes, f"rescored from the kept maps of {record.id12}"]
+    new.metrics = record.metrics | {
+        "mean": means_of(results),
+        "categories": {c: r.metrics for c, r in results.items()},
+        "counts": {c: r.counts for c, r in results.items()},
+        "bounds": {c: r.bounds for c, r in results.items()},
+        "undefined": {c: r.undefined for c, r in results.items() if r.undefined},
+    }
+    new.cost, new.stamp = record.cost, record.stamp
+    new.status, new.started, new.finished = "done", record.started, _now()
+    new.samples = None if same else store.write_samples(identity, {c: r.samples for c, r in results.items()})
+    return new
+
+
+def changes(before: Record, after: Record) -> list[Change]:
+    """The numbers of two records of one cell that differ, by category; an empty list says that the record is confirmed."""
+    found = []
+    for category, table in before.metrics["categories"].items():
+        again = after.metrics["categories"].get(category, {})
+        found += [Change(category, m, value, again.get(m)) for m, value in table.items() if value != again.get(m)]
+    return found
+
+
+def _measure(folder: Path, category: str, variant: Variant, manifest: str) -> CategoryResult:
+    kept = read_maps(folder, category)
+    metrics = CategoryMetrics(variant=variant)
+    scores, labels = torch.tensor(kept.scores, dtype=torch.float64), torch.tensor(kept.labels)
+    has_pixels = torch.tensor(kept.has_pixels, dtype=torch.bool)
+    drawing = Drawing(folder, seed_of(manifest, category))
+    try:
+        for start in range(0, len(scores), BATCH):
+            part = slice(start, start + BATCH)
+            maps, masks = torch.from_numpy(np.array(kept.maps[part])), torch.from_numpy(kept.masks[part])
+            metrics.update(maps, scores[part], masks, labels[part], has_pixels[part])
+            drawing.add(maps, masks, has_pixels[part])
+        measured = metrics.compute()
+        drawn = drawing.finish(scores.numpy(), labels.numpy())
+    finally:
+        drawing.close()
+    samples: dict[str, list[Any]] = {"image": kept.images, "score": kept.scores, "label": kept.labels}
+    if drawn is not None:
+        samples["draws"] = drawn
+    return CategoryResult(
+        metrics=dict(measured.values),
+        undefined=dict(measured.undefined),
+        bounds=dict(measured.bounds),
+        counts={"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())},
+        samples=samples,
+        images=len(kept.images),
+        predict_s=0.0,
+    )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
