@@ -56,6 +56,43 @@ def trained_file(store: RecordStore, identity: Mapping[str, Any]) -> tuple[Path,
     return None
 
 
+def kept_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path | None:
+    """Where a cell finds models that were trained as its own would be; None where nothing is kept.
+
+    Its own record's, the shared ones, or those of a record that differs in scoring and metrics alone, which training never sees.
+    """
+    if is_shared(identity):
+        found = trained_file(store, identity)
+        return None if found is None else found[0].parent
+    wanted, alike = training_id(identity), ("dataset", "setting", "method", "seed", "shots")
+    candidates = [store.path_of(identity)]
+    candidates += [
+        store.path_of(record.identity)
+        for record in store.all(**{key: identity[key] for key in alike})
+        if not is_shared(record.identity) and training_id(record.identity) == wanted
+    ]
+    folders = (path.with_suffix(".models") for path in candidates)
+    return next((folder for folder in folders if any(folder.glob("*.safetensors"))), None)
+
+
+def kept_state(store: RecordStore, identity: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], float]:
+    """The tensors of a kept model by its name, and the seconds that its training took (0 where they are not known).
+
+    Raises `PrerequisiteError` where it is not kept, `WeightsError` for a broken file.
+    """
+    folder = kept_folder(store, identity)
+    path = None if folder is None else folder / f"{name}.safetensors"
+    if path is None or not path.is_file():
+        raise PrerequisiteError(f"The model '{name}' is not kept, and --phase test trains nothing.", "Leave --phase out.")
+    return read_model(path), _fit_seconds(path)
+
+
+def is_trained(store: RecordStore, identity: Mapping[str, Any]) -> bool:
+    """Whether a cell can be tested without training: a model of it is kept, or lies ready in its unfinished work."""
+    ready = store.path_of(identity).with_suffix(".work").glob("models/*/fitted.pt")
+    return any(True for _ in ready) or kept_folder(store, identity) is not None
+
+
 def _fit_seconds(path: Path) -> float:
     from safetensors import SafetensorError, safe_open
 
