@@ -19,6 +19,7 @@ from inpbench.harness.roots import locate
 from inpbench.harness.settings import Setting, get_setting
 from inpbench.harness.sources import in_words, source_of, stated_source
 from inpbench.harness.support import draw_of
+from inpbench.harness.weights import TO_DOWNLOAD
 
 if TYPE_CHECKING:
     from inpbench.harness.manifest import Manifest
@@ -249,6 +250,8 @@ def _decide(cell: Cell, request: Request, store: RecordStore, weights: WeightSto
         return replace(cell, status="impossible", reason=error.message, refusal=error)
     from inpbench.harness.records import identity_id
 
+    if TO_DOWNLOAD in identity["weights"].values():
+        return replace(cell, reason="its weights would be downloaded; whether it is done is known only then")
     cell = replace(cell, identity=identity, id=identity_id(identity))
     known_record = store.find(cell.id)
     if known_record is not None and not force:

@@ -96,7 +96,7 @@ def run(
         "pixel_cache": pixel_cache,
         "keep_models": keep_models,
         "save_maps": which_maps if save_maps else None,
-        "weights": WeightStore(weights, download=download),
+        "weights": WeightStore(weights, download=download, dry=dry_run),
         "scoring": Scoring(mask_rule=mask_rule.value),
         "force": force,
     }
