@@ -255,7 +255,8 @@ def _list_missing(table: Table, family: Family, rows: Sequence[Row]) -> None:
         if record.status == "done":
             continue
         error = record.error or {}
-        reason = f"failed: {error.get('type')}: {error.get('message')}" if record.status == "failed" else "started, not finished"
+        words = {"failed": f"failed: {error.get('type')}: {error.get('message')}", "trained": "trained, not tested yet"}
+        reason = words.get(record.status, "started, not finished")
         table.missing.append({"name": record.label, "seed": record.identity["seed"], "reason": reason, "record": record.id})
     all_seeds = {seed for row in rows for seed in row.seeds}
     listed = {(item["name"], item["seed"]) for item in table.missing}
