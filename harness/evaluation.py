@@ -6,21 +6,16 @@ out of memory the batch is halved for the rest of the cell, which changes no num
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from inpbench.harness.atomic import write_text
+from inpbench.harness.category_result import CategoryResult, result_of
 from inpbench.harness.errors import BenchError
 from inpbench.harness.loading import test_batches
 from inpbench.harness.metrics.category import CategoryMetrics
-from inpbench.harness.samples import DRAWS
 from inpbench.harness.scoring import image_scores, smooth_maps
 
 if TYPE_CHECKING:
@@ -32,35 +27,6 @@ if TYPE_CHECKING:
     from inpbench.harness.runner import Options
 
 log = logging.getLogger("inpbench")
-
-
-@dataclass
-class CategoryResult:
-    """Everything the record needs of one tested category."""
-
-    metrics: dict[str, float | None]
-    undefined: dict[str, str]  # metric -> why it has no value
-    bounds: dict[str, float]  # metric -> largest error of the streamed value
-    counts: dict[str, int]  # normal, anomalous
-    samples: dict[str, list[Any]]  # image, score, label: one entry an image, in the manifest's order; draws of the bootstrap
-    images: int
-    predict_s: float
-
-    def write(self, folder: Path, category: str) -> None:
-        """Save atomically; floats keep every bit (JSON with repr)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / f"{category}.json", json.dumps(self.__dict__))
-
-    @classmethod
-    def read(cls, folder: Path, category: str) -> CategoryResult | None:
-        """The saved result, or None when there is none that can be read (it is measured again)."""
-        try:
-            return cls(**json.loads((folder / f"{category}.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            log.warning("the saved result of %s cannot be read (%s) and is measured again.", category, error)
-            return None
 
 
 class Stopwatch:
@@ -125,22 +91,10 @@ def evaluate_category(
         samples["image"] += [cell.manifest.samples[i].image for i in batch.indices]
         samples["score"] += scores.double().cpu().tolist()
         samples["label"] += [int(label) for label in batch.labels]
-    measured = metrics.compute()
+    values = metrics.compute()
     if maps is not None:
         maps.finish(cell, method, samples, options.device)
-    labels = np.asarray(samples["label"])
-    drawn = drawing.finish(np.asarray(samples["score"]), labels) if drawing is not None else None
-    if drawn is not None:
-        samples[DRAWS] = drawn
-    return CategoryResult(
-        metrics=dict(measured.values),
-        undefined=dict(measured.undefined),
-        bounds=dict(measured.bounds),
-        counts={"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())},
-        samples=samples,
-        images=len(labels),
-        predict_s=watch.seconds,
-    )
+    return result_of(values, samples, drawing, predict_s=watch.seconds)
 
 
 def _predict(method: Method, images: torch.Tensor, options: Options) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,9 +1,9 @@
 """What `--save-maps` leaves beside a record, in `<id12>.maps/`: the maps of every test image, and one sheet a category.
 
-`<category>.npy` holds the smoothed maps (N, 256, 256) float32 and `<category>.masks.npy` the ground truth (N, 256, 32) uint8, eight
-pixels a byte: exactly what the metrics saw. `<category>.json` has the image paths, scores, labels and `has_pixels` in the same order;
-`<category>.png` is the sheet. Nothing of it is part of the record or of its identity. Maps go to the disk batch by batch: 264 KiB an
-image, whatever the data set's size.
+`<category>.npy` holds the smoothed maps (N, 256, 256) float32 and `<category>.masks.npy` the ground truth (N, 256, 32) uint8,
+eight pixels a byte: exactly what the metrics saw (harness/rescore.py). `<category>.json` has the image paths, scores, labels and
+`has_pixels` in the same order; `<category>.png` is the sheet. Nothing of it is part of the record or of its identity. Maps go to
+the disk batch by batch: 264 KiB an image, whatever the data set's size.
 """
 
 from __future__ import annotations

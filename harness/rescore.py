@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from inpbench.harness.category_result import CategoryResult, measured, result_of
 from inpbench.harness.draws import Drawing, seed_of
 from inpbench.harness.errors import RecordError
-from inpbench.harness.evaluation import CategoryResult, means_of
 from inpbench.harness.kept_maps import read_maps
 from inpbench.harness.metrics import SUITE_VERSION
 from inpbench.harness.metrics.category import CategoryMetrics
@@ -58,13 +58,7 @@ def rescore(store: RecordStore, record: Record, variant: Variant) -> Record:
     new = new_record(identity, record.label, marks=record.marks, support=record.support, skipped=record.skipped, notes=record.notes)
     if not same:
         new.notes = [*record.notes, f"rescored from the kept maps of {record.id12}"]
-    new.metrics = record.metrics | {
-        "mean": means_of(results),
-        "categories": {c: r.metrics for c, r in results.items()},
-        "counts": {c: r.counts for c, r in results.items()},
-        "bounds": {c: r.bounds for c, r in results.items()},
-        "undefined": {c: r.undefined for c, r in results.items() if r.undefined},
-    }
+    new.metrics = measured(results)
     new.cost, new.stamp = record.cost, record.stamp
     new.status, new.started, new.finished = "done", record.started, _now()
     new.samples = None if same else store.write_samples(identity, {c: r.samples for c, r in results.items()})
@@ -92,22 +86,10 @@ def _measure(folder: Path, category: str, variant: Variant, manifest: str) -> Ca
             maps, masks = torch.from_numpy(np.array(kept.maps[part])), torch.from_numpy(kept.masks[part])
             metrics.update(maps, scores[part], masks, labels[part], has_pixels[part])
             drawing.add(maps, masks, has_pixels[part])
-        measured = metrics.compute()
-        drawn = drawing.finish(scores.numpy(), labels.numpy())
+        samples: dict[str, list[Any]] = {"image": kept.images, "score": kept.scores, "label": kept.labels}
+        return result_of(metrics.compute(), samples, drawing, predict_s=0.0)
     finally:
         drawing.close()
-    samples: dict[str, list[Any]] = {"image": kept.images, "score": kept.scores, "label": kept.labels}
-    if drawn is not None:
-        samples["draws"] = drawn
-    return CategoryResult(
-        metrics=dict(measured.values),
-        undefined=dict(measured.undefined),
-        bounds=dict(measured.bounds),
-        counts={"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())},
-        samples=samples,
-        images=len(kept.images),
-        predict_s=0.0,
-    )
 
 
 def _now() -> str:
