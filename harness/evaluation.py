@@ -14,6 +14,7 @@ import torch
 
 from inpbench.harness.category_result import CategoryResult, result_of
 from inpbench.harness.errors import BenchError
+from inpbench.harness.kept_maps import small
 from inpbench.harness.loading import test_batches
 from inpbench.harness.metrics.category import CategoryMetrics
 from inpbench.harness.scoring import image_scores, smooth_maps
@@ -85,7 +86,7 @@ def evaluate_category(
         except BenchError as error:
             raise type(error)(f"{cell.label} on {category}: {error.message}", error.hint) from error
         if maps is not None:
-            maps.add(smoothed, batch.masks, batch.has_pixels)
+            maps.add(smoothed, batch.masks, batch.has_pixels, small(batch.images, preprocess))
         if drawing is not None:
             drawing.add(smoothed, batch.masks, batch.has_pixels)
         samples["image"] += [cell.manifest.samples[i].image for i in batch.indices]

@@ -1,9 +1,10 @@
 """What `--save-maps` leaves beside a record, in `<id12>.maps/`: the maps of every test image, and one sheet a category.
 
 `<category>.npy` holds the smoothed maps (N, 256, 256) float32 and `<category>.masks.npy` the ground truth (N, 256, 32) uint8,
-eight pixels a byte: exactly what the metrics saw (harness/rescore.py). `<category>.json` has the image paths, scores, labels and
-`has_pixels` in the same order; `<category>.png` is the sheet. Nothing of it is part of the record or of its identity. Maps go to
-the disk batch by batch: 264 KiB an image, whatever the data set's size.
+eight pixels a byte: exactly what the metrics saw (harness/rescore.py). `<category>.inputs.npy` holds small pictures (N, h, w, 3)
+uint8 of what the method saw, for the report; `<category>.json` the image paths, scores, labels and `has_pixels` in the same order;
+`<category>.png` is the sheet. Nothing of it is part of the record or of its identity. Maps go to the disk batch by batch: at most
+340 KiB an image in all, whatever the data set's size.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from inpbench.harness.api import Method
+    from inpbench.harness.api import Method, Preprocess
     from inpbench.harness.plan import Cell
+
+
+PICTURE_PX = 160  # longer side of a kept picture
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class MapKeeper:
         self._count, self._high = 0, -np.inf
         self._masks: list[NDArray[np.uint8]] = []
         self._has_pixels: list[bool] = []
+        self._inputs: list[NDArray[np.uint8]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._raw.open("wb")
@@ -86,10 +91,12 @@ class MapKeeper:
     @staticmethod
     def complete(folder: Path, category: str) -> bool:
         """Whether a category's maps and sheet are all there."""
-        return all((folder / f"{_stem(category)}{suffix}").is_file() for suffix in (".npy", ".masks.npy", ".json", ".png"))
+        return all(
+            (folder / f"{_stem(category)}{suffix}").is_file() for suffix in (".npy", ".masks.npy", ".inputs.npy", ".json", ".png")
+        )
 
-    def add(self, smoothed: torch.Tensor, masks: torch.Tensor, has_pixels: torch.Tensor) -> None:
-        """smoothed: (B, 256, 256) float. masks: (B, 256, 256) bool. has_pixels: (B,) bool."""
+    def add(self, smoothed: torch.Tensor, masks: torch.Tensor, has_pixels: torch.Tensor, pictures: NDArray[np.uint8]) -> None:
+        """smoothed: (B, 256, 256) float. masks: (B, 256, 256) bool. has_pixels: (B,) bool. pictures: (B, h, w, 3), of `small`."""
         from inpbench.harness.scoring import image_scores
 
         maps = smoothed.float().cpu().numpy()
@@ -97,10 +104,11 @@ class MapKeeper:
         self._shape, self._count = maps.shape[1:], self._count + len(maps)
         self._masks.append(np.packbits(masks.cpu().numpy(), axis=-1))
         self._has_pixels += has_pixels.tolist()
+        self._inputs.append(pictures)
         maps.tofile(self._file)
 
     def finish(self, cell: Cell, method: Method, samples: dict[str, list[Any]], device: torch.device) -> None:
-        """Write the four files. samples: image, score and label of every map, in order."""
+        """Write the five files. samples: image, score and label of every map, in order."""
         from inpbench.harness.map_sheet import draw_sheet
 
         self._file.close()
@@ -108,9 +116,10 @@ class MapKeeper:
         with self._whole.open("wb") as file:
             np.save(file, maps, allow_pickle=False)
         self._whole.replace(self._folder / f"{self._stem}.npy")
-        packed = io.BytesIO()
-        np.save(packed, np.concatenate(self._masks), allow_pickle=False)
-        write_bytes(self._folder / f"{self._stem}.masks.npy", packed.getvalue())
+        for suffix, parts in (("masks", self._masks), ("inputs", self._inputs)):
+            packed = io.BytesIO()
+            np.save(packed, np.concatenate(parts), allow_pickle=False)
+            write_bytes(self._folder / f"{self._stem}.{suffix}.npy", packed.getvalue())
         facts = {key: samples[key] for key in ("image", "score", "label")} | {"has_pixels": self._has_pixels}
         write_text(self._folder / f"{self._stem}.json", json.dumps(facts, ensure_ascii=False))
         chosen = self._which.choose(samples["score"], samples["label"])
@@ -122,6 +131,18 @@ class MapKeeper:
         self._file.close()
         self._raw.unlink(missing_ok=True)
         self._whole.unlink(missing_ok=True)
+
+
+def small(images: torch.Tensor, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Normalised inputs (B, 3, H, W) as pictures (B, h, w, 3) uint8, the longer side PICTURE_PX."""
+    import torch
+
+    height, width = images.shape[-2:]
+    size = (max(1, round(PICTURE_PX * height / max(height, width))), max(1, round(PICTURE_PX * width / max(height, width))))
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (preprocess.mean, preprocess.std))
+    unit = torch.nn.functional.interpolate(images.float() * std + mean, size, mode="bilinear", antialias=True).clamp(0, 1)
+    pictures: NDArray[np.uint8] = (unit * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return pictures
 
 
 class KeptMaps(NamedTuple):
@@ -152,6 +173,17 @@ def read_maps(folder: Path, category: str) -> KeptMaps:
     if masks.shape != maps.shape or maps.ndim != 3 or any(len(item) != len(maps) for item in lists):
         raise RecordError(f"The kept maps of {category} in {folder} are not of the same images.", again)
     return KeptMaps(lists[0], maps, masks, *lists[1:])
+
+
+def read_inputs(folder: Path, category: str) -> NDArray[np.uint8]:
+    """The small pictures (N, h, w, 3) of the tested images. Raises `RecordError`."""
+    try:
+        pictures: NDArray[np.uint8] = np.load(folder / f"{_stem(category)}.inputs.npy", mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RecordError(
+            f"The kept pictures of {category} in {folder} cannot be read: {error}.", "Run the cell again with --save-maps --force."
+        ) from error
+    return pictures
 
 
 def _stem(category: str) -> str:

@@ -43,7 +43,7 @@ def test_maps_are_what_was_scored_and_change_no_identity(tmp_path: Path) -> None
     assert a["metrics"] == b["metrics"] and a["identity"] == b["identity"]
     folder = kept.with_suffix(".maps")
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        f"{c}.{s}" for c in ("weave", "nut") for s in ("npy", "masks.npy", "json", "png")
+        f"{c}.{s}" for c in ("weave", "nut") for s in ("npy", "masks.npy", "inputs.npy", "json", "png")
     )
     maps, facts = np.load(folder / "nut.npy"), json.loads((folder / "nut.json").read_text())
     assert maps.shape == (len(facts["image"]), 256, 256) and maps.dtype == np.float32

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from inpbench.harness.cli import app as app_verb
-from inpbench.harness.cli import data, doctor, export, lists, predict, reproduce, rescore, run, tables
+from inpbench.harness.cli import data, doctor, export, lists, predict, report, reproduce, rescore, run, tables
 from inpbench.harness.errors import EXIT_INTERRUPTED, EXIT_NEGATIVE, EXIT_USAGE, BenchError
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ app.command("export", rich_help_panel="Run")(export.export)
 app.command("app", rich_help_panel="Run")(app_verb.app)
 app.command("leaderboard", rich_help_panel="Read")(tables.leaderboard)
 app.command("compare", rich_help_panel="Read")(tables.compare)
+app.command("report", rich_help_panel="Read")(report.report)
 app.command("rescore", rich_help_panel="Read")(rescore.rescore)
 app.command("check", rich_help_panel="Read")(tables.check)
 app.command("list", rich_help_panel="Look up")(lists.list_)
