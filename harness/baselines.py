@@ -4,7 +4,8 @@ A file says what was asked for (`key`), and for each class of hardware (`entries
 what values; its diff is what a reviewer reads. `update` replaces the values; tolerances that were edited by hand stay.
 
 Default tolerances are for small trained cells on a CPU, where another processor's rounding alone moves a metric (image metrics on
-a few dozen images move in steps: one swapped pair of 20 x 20 images is 0.0025 of AUROC). Put a measured one into the file.
+a few dozen images move in steps: one swapped pair of 20 x 20 images is 0.0025 of AUROC). `bench check --learn N` replaces them by
+what repeated runs show (harness/tolerances.py).
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Entry:
     record: str  # id of the record that the values come from
     reason: str  # of the last update
     date: str  # of the last update, UTC
+    learned: dict[str, Any] | None = None  # what the tolerances come from: {"seeds", "level"}; None: judgement
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def _entry(item: Any) -> Entry:
             raise ValueError(f"{metric}: direction {row['direction']!r}, tolerance {row['tolerance']!r}")
         values[metric] = Value(float(row["value"]), float(row["tolerance"]), row["direction"] == "higher")
     names = ("hardware", "protocol", "record", "reason", "date")
-    return Entry(metrics=values, **{name: item[name] for name in names})
+    return Entry(metrics=values, learned=item.get("learned"), **{name: item[name] for name in names})
 
 
 def update(store: RecordStore, folder: Path, reason: str, **filters: Any) -> list[Path]:
@@ -167,7 +169,7 @@ def _new_entry(record: Record, before: Entry | None, reason: str) -> Entry:
             tolerance = earlier.tolerance if earlier else TOLERANCES.get(metric, OTHER_TOLERANCE)
             values[metric] = Value(value, tolerance, METRICS[metric].higher_is_better if metric in METRICS else True)
     date = datetime.now(timezone.utc).date().isoformat()
-    return Entry(record.hardware, protocol_of(record), values, record.id, reason, date)
+    return Entry(record.hardware, protocol_of(record), values, record.id, reason, date, before.learned if before else None)
 
 
 def file_name(record: Record) -> str:
@@ -190,6 +192,7 @@ def _as_data(entry: Entry) -> dict[str, Any]:
         "record": entry.record,
         "reason": entry.reason,
         "date": entry.date,
+        **({} if entry.learned is None else {"learned": entry.learned}),
         "metrics": {
             metric: {"value": v.value, "tolerance": v.tolerance, "direction": "higher" if v.higher_is_better else "lower"}
             for metric, v in entry.metrics.items()

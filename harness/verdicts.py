@@ -1,14 +1,18 @@
-"""What a check found, written for people (terminal, markdown), for programs (json) and for CI services (JUnit XML)."""
+"""What a check found, written for people (terminal, markdown), for programs (json) and for CI services (JUnit XML, annotations)."""
 
 from __future__ import annotations
 
 import json
 import re
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from inpbench.harness.check import VERDICTS, CheckResult, Finding
 from inpbench.harness.metrics import METRICS
 from inpbench.harness.tables import MISSING, Cell, Column, Table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _COLUMNS = ("verdict", "cell", "metric", "baseline", "measured", "difference", "tolerance", "reason")
 
@@ -53,6 +57,30 @@ def as_json(result: CheckResult) -> str:
         "warnings": result.warnings,
     }
     return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
+
+
+def github_lines(result: CheckResult, baselines: Path) -> str:
+    """Workflow commands of GitHub Actions: an error for each regression, a notice for the headline and each improvement."""
+    lines = [f"::notice title=bench check::{_command(result.headline())}"]
+    for finding in result.findings:
+        kind = {"regressed": "error", "improved": "notice"}.get(finding.verdict)
+        if kind is None:
+            continue
+        metric = METRICS[finding.metric].title if finding.metric in METRICS else finding.metric
+        numbers = f"{_percent(finding.baseline)} -> {_percent(finding.measured)} (tolerance {_percent(finding.tolerance)})"
+        text = finding.reason if finding.difference is None else f"{metric} {numbers}"
+        where = (baselines / finding.file).as_posix() if finding.file else ""
+        place = f"file={_property(where)}," if where else ""
+        lines.append(f"::{kind} {place}title={_property(f'{finding.verdict}: {finding.cell}')}::{_command(text)}")
+    return "\n".join(lines)
+
+
+def _command(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _command(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def junit(result: CheckResult) -> str:

@@ -130,6 +130,11 @@ def check(
     methods: Annotated[str, typer.Option("--methods", "-m", help="Only these methods.")] = "",
     update: Annotated[bool, typer.Option("--update", help="Make the records the new baselines; needs --reason.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="Why the numbers change; kept in the baseline.")] = "",
+    learn: Annotated[int | None, typer.Option("--learn", metavar="N", help="Learn the tolerances from N runs (seeds).")] = None,
+    history: Annotated[
+        Path | None, typer.Option("--history", metavar="DIR", help="Append the numbers to DIR and draw their trend.")
+    ] = None,
+    github: Annotated[bool, typer.Option("--github", help="Also print annotations for GitHub Actions.")] = False,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML for a CI service.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a markdown summary.")] = False,
     json_: Json = False,
@@ -143,7 +148,7 @@ def check(
     from inpbench.harness.check import check as compare
     from inpbench.harness.records import RecordStore
     from inpbench.harness.tables import render
-    from inpbench.harness.verdicts import as_json, check_table
+    from inpbench.harness.verdicts import as_json, check_table, github_lines
     from inpbench.harness.verdicts import junit as as_junit
 
     if reason and not update:
@@ -158,7 +163,19 @@ def check(
             typer.echo("no baseline changed", err=True)
     elif not baselines.is_dir():
         raise NothingError(f"There are no baselines in {baselines}.", 'Type: bench check --update --reason "first baselines"')
+    if learn is not None:
+        from inpbench.harness.tolerances import learn as learn_tolerances
+
+        for path in learn_tolerances(store, baselines, learn, **chosen):
+            typer.echo(f"learned the tolerances of {path}", err=True)
     result = compare(store, baselines, **chosen)
+    if history is not None:
+        from inpbench.harness.history import remember
+
+        for path in remember(result, store, baselines, history):
+            typer.echo(f"drew {path}", err=True)
+    if github:
+        typer.echo(github_lines(result, baselines))
     if junit is not None:
         write_out(as_junit(result), junit)
     typer.echo(as_json(result) if json_ else render([check_table(result)], "markdown" if markdown else "terminal"))
