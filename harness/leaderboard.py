@@ -100,10 +100,10 @@ def _mean_table(
 
 
 def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: bool, evidence: EvidenceStore | None) -> Table:
-    """Rows are categories and their mean, columns are methods; the best of each row is marked."""
+    """Rows are categories, the means of groups and of all, columns are methods; the best of each row is marked."""
     notes = Footnotes()
     names = names_of(rows)
-    categories: list[str | None] = [*family.protocol["categories"], None]
+    categories: list[str | None] = [*family.protocol["categories"], *family.group_means, None]
     comparisons = [[published.compare(row.first, [metric], c) if reported else None for c in categories] for row in rows]
     commons = [_common_reason(column) for column in comparisons]
     title = f"{METRICS[metric].title} by category: {family.title}"
@@ -115,7 +115,7 @@ def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: 
     if evidence is not None:
         table.caption.append(EXPLANATION)
     for index, category in enumerate(categories):
-        doubts = doubts_of(rows, metric, category, evidence)
+        doubts = doubts_of(rows, metric, category, None if category in family.group_means else evidence)
         best = _best([row.mean(metric, category) for row in rows if not row.chosen_on_test])
         cells = [Cell(category or "mean")]
         for row, name, column, common, doubt in zip(rows, names, comparisons, commons, doubts, strict=True):
