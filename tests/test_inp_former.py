@@ -166,7 +166,7 @@ def test_impossible_parameters_are_usage_errors(key: str, value: str) -> None:
 
 
 def test_the_options_of_the_anomalib_port() -> None:
-    """Target layers, fusion groups and class tokens as texts; what is at its default stays out of records made before it existed."""
+    """Target layers, fusion groups and class tokens as texts; the default of the last stays out of an identity."""
     asked = {"target_layers": "2,5,8", "encoder_groups": "0;1,2", "decoder_groups": "0-3;4-7", "remove_class_token": "no"}
     params = parameters.build("inp_former", InpFormerParams, asked)
     assert params.layers == (2, 5, 8) and params.encoder_groups == ((0,), (1, 2)) and params.remove_class_token is False

@@ -217,9 +217,8 @@ def test_reading_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_downloads_nothing(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
-    from commands import TINY, bench
-
     import huggingface_hub as hub
+    from commands import TINY, bench
 
     monkeypatch.setattr(hub, "hf_hub_download", lambda **_: pytest.fail("downloaded"))
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: None)

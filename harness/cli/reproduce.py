@@ -8,22 +8,27 @@ import typer
 
 from inpbench.harness import errors
 from inpbench.harness.cli import run_options as option
-from inpbench.harness.cli.options import DataRoot, Json, Results, Set, results_folder
+from inpbench.harness.cli.options import Json, Results, Set, results_folder, split_names
+from inpbench.harness.errors import UsageError
 
 
 def reproduce(
     method: Annotated[str, typer.Argument(help="The method (bench list methods).")],
-    dataset: Annotated[str, typer.Option("--dataset", "-d", help="The data set of the published number.")],
+    dataset: Annotated[
+        str, typer.Option("--dataset", "-d", help="The data set of the published number; all of them for super_multi_class.")
+    ],
     setting: option.SettingName = "multi_class",
     shots: Annotated[int, typer.Option("--shots", min=0, help="Number of support images, for settings that have them.")] = 0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="1 is the originals' seed.")] = 1,
+    source: option.Source = None,
+    source_root: option.SourceRoot = None,
     checkpoint: option.Checkpoint = None,
     tolerance: Annotated[
         str | None,
         typer.Option("--tolerance", metavar="POINTS", help="Accepted difference in per cent points: 0.5, or p_ap=1.5,aupro=0.5."),
     ] = None,
     set_: Set = None,
-    data_root: DataRoot = None,
+    data_root: option.DataRoots = None,
     weights: option.Weights = None,
     download: option.Download = False,
     device: option.Device = "auto",
@@ -37,6 +42,12 @@ def reproduce(
     Exit 0: reproduced. 1: a difference above its tolerance. 3: data or weights are missing. 4: nothing is published for this.
 
     bench reproduce inp_former --dataset visa --setting multi_class
+
+    bench reproduce inp_former --dataset visa --setting few_shot --shots 4 --checkpoint model.pth
+
+    bench reproduce inp_former --dataset mvtec_ad --setting zero_shot --source real_iad
+
+    bench reproduce inp_former --dataset mvtec_ad,visa,real_iad --setting super_multi_class
     """
     from inpbench.harness import reproduce as work
     from inpbench.harness.params import split_settings
@@ -45,10 +56,14 @@ def reproduce(
     from inpbench.harness.settings import get_setting
 
     METHODS.get(method)
-    DATASETS.get(dataset)
-    get_setting(setting)
+    datasets = split_names(dataset)
+    for name in datasets:
+        DATASETS.get(name)
+    if get_setting(setting).shots and not shots:
+        raise UsageError(f"A number of {setting} is published for each number of shots.", "Type for example: --shots 4")
     tolerances = work.parse_tolerances(tolerance, trained=checkpoint is None)
-    entry = work.published(method, dataset, setting, shots)
+    entries = {name: work.published(method, name, setting, shots) for name in datasets}
+    root, roots = option.split_roots(data_root or [], [*datasets, *split_names(source)])
 
     from inpbench.harness.cli.run import find_device
     from inpbench.harness.console import Live, print_plan
@@ -60,12 +75,15 @@ def reproduce(
 
     request = Request(
         methods=(method,),
-        datasets=(dataset,),
+        datasets=datasets,
         setting=setting,
         seeds=(seed,),
         shots=(shots,) if shots else (),
         changes=split_settings(set_ or []),
-        data_root=data_root,
+        data_root=root,
+        data_roots=roots,
+        source=source,
+        source_root=source_root,
         checkpoint=checkpoint,
     )
     store = RecordStore(results_folder(results))
@@ -78,8 +96,12 @@ def reproduce(
         print_plan(cells, live.console)
     with live:
         records = work.run_protocols(cells, store, options, live.cell)
-    lines = work.compare_records(records, entry, tolerances)
-    table = work.table_of(lines, cells[0].label, entry)
-    typer.echo(render([table], "json" if json_ else "terminal"))
+    tables, lines = [], []
+    for name, entry in entries.items():
+        own = [record for record in records if record.identity["dataset"] == name]
+        found = work.compare_records(own, entry, tolerances)
+        tables.append(work.table_of(found, own[0], entry))
+        lines += found
+    typer.echo(render(tables, "json" if json_ else "terminal"))
     if not work.judge(lines):
         raise typer.Exit(errors.EXIT_NEGATIVE)

@@ -202,7 +202,9 @@ def _print_outcome(
         live.console.print(f"  record: {store.path_of(record.identity)}", markup=False)
     records = [found for cell in cells if cell.id and (found := store.find(cell.id)) is not None]
     for record in (record for record in records if record.status == "trained"):
-        message = f"trained, not tested: {record.label} on {record.identity['dataset']}, record {record.id12}; --phase test tests it"
+        message = (
+            f"trained, not tested: {record.label} on {record.identity['dataset']}, record {record.id12}; --phase test tests it"
+        )
         live.console.print(message, markup=False, soft_wrap=True)
     tables = build_tables([record for record in records if record.status != "trained"])
     if json_:

@@ -4,7 +4,7 @@
     z = bottleneck MLP(x);  z <- block(z, P), 8 times     no residual around the attention: only prototypes pass
     coherence = mean over tokens of the smallest 1 - cos(x, P)
 x is the mean of the target layers; patch tokens only, unless class and register tokens were kept: they then take part in everything
-but the maps, the coherence included, as the original's option has it. Attribute names are a contract: official checkpoints need them.
+but the maps, the coherence included. Attribute names are a contract: official checkpoints need them.
 """
 
 from __future__ import annotations
