@@ -1,4 +1,4 @@
-"""Official `model.pth` files from the command line: the numbers of every setting come back, and other files are refused in words."""
+"""Official `model.pth` files from the command line: the numbers of every setting come back; other files are refused in words."""
 
 from __future__ import annotations
 
