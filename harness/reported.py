@@ -21,6 +21,7 @@ from typing import Any
 
 from inpbench.harness.api import FINDINGS
 from inpbench.harness.errors import BenchError, RecordError
+from inpbench.harness.marks import obstacles
 from inpbench.harness.metrics import PIXEL_METRICS
 from inpbench.harness.records import Record
 
@@ -149,11 +150,11 @@ def _reference(identity: Mapping[str, Any], category: str | None, entries: Seque
 def _obstacle(record: Record, vouched: bool) -> str:
     """Why no number of this record may stand beside a published one, or an empty text."""
     identity = record.identity
-    if record.marks:
-        return ", ".join(record.marks)
-    if identity["checkpoint"] is not None and not vouched:
-        return "how a checkpoint was trained is not known (bench reproduce --checkpoint)"
+    if marks := obstacles(record.marks):
+        return ", ".join(marks)
     within = identity["checkpoint"] is not None
+    if within and not vouched:
+        return "how a checkpoint was trained is not known (bench reproduce --checkpoint)"
     if any(not str(value).startswith("sha256:") and not within for value in identity["weights"].values()):
         return "the encoder has not the official weights"
     if identity["limit"] is not None:

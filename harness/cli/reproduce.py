@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,11 @@ from inpbench.harness import errors
 from inpbench.harness.cli import run_options as option
 from inpbench.harness.cli.options import Json, Results, Set, results_folder, split_names
 from inpbench.harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from inpbench.harness.plan import Request
+    from inpbench.harness.records import Record
+    from inpbench.harness.weights import WeightStore
 
 
 def reproduce(
@@ -54,6 +60,7 @@ def reproduce(
     from inpbench.harness.plan import Request
     from inpbench.harness.registry import DATASETS, METHODS
     from inpbench.harness.settings import get_setting
+    from inpbench.harness.tables import render
 
     METHODS.get(method)
     datasets = split_names(dataset)
@@ -64,13 +71,6 @@ def reproduce(
     tolerances = work.parse_tolerances(tolerance, trained=checkpoint is None)
     entries = {name: work.published(method, name, setting, shots) for name in datasets}
     root, roots = option.split_roots(data_root or [], [*datasets, *split_names(source)])
-
-    from inpbench.harness.cli.run import find_device
-    from inpbench.harness.console import Live, print_plan
-    from inpbench.harness.records import RecordStore
-    from inpbench.harness.runner import Options
-    from inpbench.harness.scoring import Scoring
-    from inpbench.harness.tables import render
     from inpbench.harness.weights import WeightStore
 
     request = Request(
@@ -86,16 +86,8 @@ def reproduce(
         source_root=source_root,
         checkpoint=checkpoint,
     )
-    store = RecordStore(results_folder(results))
-    options = Options(
-        device=find_device(device), scoring=Scoring(), weights=WeightStore(weights, download=download), eval_batch=eval_batch
-    )
-    live = Live(display.value)
-    cells = work.plan_protocols(request, store, options)
-    if display is not option.DisplayMode.none:
-        print_plan(cells, live.console)
-    with live:
-        records = work.run_protocols(cells, store, options, live.cell)
+    store = WeightStore(weights, download=download)
+    records = _records(request, results_folder(results), store, device, eval_batch, display)
     tables, lines = [], []
     for name, entry in entries.items():
         own = [record for record in records if record.identity["dataset"] == name]
@@ -105,3 +97,24 @@ def reproduce(
     typer.echo(render(tables, "json" if json_ else "terminal"))
     if not work.judge(lines):
         raise typer.Exit(errors.EXIT_NEGATIVE)
+
+
+def _records(
+    request: Request, results: Path, weights: WeightStore, device: str, eval_batch: int, display: option.DisplayMode
+) -> list[Record]:
+    """Train and test what is not done, under every protocol."""
+    from inpbench.harness import reproduce as work
+    from inpbench.harness.cli.run import find_device
+    from inpbench.harness.console import Live, print_plan
+    from inpbench.harness.records import RecordStore
+    from inpbench.harness.runner import Options
+    from inpbench.harness.scoring import Scoring
+
+    store = RecordStore(results)
+    options = Options(device=find_device(device), scoring=Scoring(), weights=weights, eval_batch=eval_batch)
+    live = Live(display.value)
+    cells = work.plan_protocols(request, store, options)
+    if display is not option.DisplayMode.none:
+        print_plan(cells, live.console)
+    with live:
+        return work.run_protocols(cells, store, options, live.cell)
