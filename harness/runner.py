@@ -161,7 +161,7 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
         train=decoded_for_training(cell),
     )
     results: dict[str, CategoryResult] = {}
-    cost = Cost()
+    cost = Cost.begin(options.device)
     for unit, categories in units_of(cell).items():
         finished = {c: r for c in categories if (r := CategoryResult.read(work / "tested", c)) is not None}
         if options.save_maps is not None:  # tested by a killed run without maps: tested again

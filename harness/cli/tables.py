@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,7 @@ def leaderboard(
     metrics: Annotated[str, typer.Option("--metrics", help="Only these metrics (bench list metrics).")] = "",
     by: Annotated[By, typer.Option("--by", help="A row is a method's mean, or a category.")] = By.mean,
     reported: Annotated[bool, typer.Option("--reported", help="Published values, where the protocol is the same.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Parameters, FLOPs, speed, memory and fit time, by hardware.")] = False,
     format_: Annotated[Format, typer.Option("--format", "-f", help="How to write the tables.")] = Format.terminal,
     json_: Json = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to a file.")] = None,
@@ -58,9 +60,12 @@ def leaderboard(
 
     bench leaderboard --dataset visa --setting multi_class --reported
     """
+    from inpbench.harness.cost_table import cost_tables
     from inpbench.harness.leaderboard import build_tables, render
     from inpbench.harness.records import RecordStore
 
+    if cost and (reported or metrics or by is not By.mean):
+        raise UsageError("--cost is a table of its own: it has no metrics.", "Leave --reported, --metrics and --by out.")
     store = RecordStore(results_folder(results))
     chosen = {
         key: list(split_names(text)) for key, text in (("dataset", dataset), ("setting", setting), ("method", methods)) if text
@@ -68,7 +73,8 @@ def leaderboard(
     listing = store.all(**chosen)
     for warning in listing.warnings:
         typer.echo(f"Warning: {warning}", err=True)
-    tables = build_tables(listing, by=by.value, metrics=split_names(metrics), reported=reported)
+    build = partial(build_tables, by=by.value, metrics=split_names(metrics), reported=reported)
+    tables = cost_tables(listing) if cost else build(listing)
     if not tables:
         raise NothingError(
             f"No record in {store.folder} fits.", "Type: bench run --methods inp_former --dataset synthetic --encoder builtin"

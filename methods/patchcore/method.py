@@ -83,8 +83,8 @@ class PatchCore:
         stored = self.ctx.array("patches", shape, dtype) if self.ctx.array is not None else None
         if stored is None:
             raise PrerequisiteError(
-                f"patchcore needs {needed / 1e9:.1f} GB for {shape[0]} patch vectors; memory allows {limit / 1e9:.1f} GB, and the disk "
-                "of --results has no room.",
+                f"patchcore needs {needed / 1e9:.1f} GB for {shape[0]} patch vectors; memory allows {limit / 1e9:.1f} GB, "
+                "and the disk of --results has no room.",
                 "Type: --setting single_class, --limit N, or --results DIR on a larger disk.",
             )
         return stored
