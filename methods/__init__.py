@@ -6,3 +6,6 @@ BUILTIN = {
     "patchcore": "inpbench.methods.patchcore:INFO",
     "raw_pixel": "inpbench.methods.raw_pixel:INFO",
 }
+
+# Methods of other packages behind one adapter, called <family>.<member>.
+FAMILIES = {"anomalib": "inpbench.methods.anomalib:FAMILY"}
