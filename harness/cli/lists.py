@@ -87,12 +87,13 @@ def _family(family: MethodFamily) -> dict[str, Any]:
         origin = f"not installed: {family.install}"
     return {
         "name": f"{family.name}.*",
-        "title": f"{family.title}: {', '.join(family.members)}",
+        "title": f"{family.title} ({len(family.members)} names: --json)",
         "settings": sorted(first.settings),
         "presets": list(first.presets),
         "version": first.version,
         "paper": "",
         "from": origin,
+        "members": list(family.members),
     }
 
 
@@ -182,7 +183,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         typer.echo("nothing", err=True)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "members"))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

@@ -100,8 +100,8 @@ def _model_class(params: AnomalibParams) -> Any:
     import anomalib.models
 
     kind = getattr(anomalib.models, params.model, None)
-    if not isinstance(kind, type):
-        names = [name for name in dir(anomalib.models) if isinstance(getattr(anomalib.models, name), type)]
+    if not hasattr(kind, "configure_pre_processor"):
+        names = [name for name in dir(anomalib.models) if hasattr(getattr(anomalib.models, name), "configure_pre_processor")]
         raise UsageError(
             f"anomalib {params.version} has no model '{params.model}'. {did_you_mean(params.model, names)}",
             "Type: bench list methods",
