@@ -46,7 +46,8 @@ class Cost:
     def begin(cls, device: torch.device) -> Cost:
         """Nothing spent yet; the highest memory so far is forgotten."""
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+            if torch.cuda.is_initialized():  # else nothing was allocated, and torch refuses to reset it
+                torch.cuda.reset_peak_memory_stats(device)
         else:
             with contextlib.suppress(OSError):  # no Linux, or not allowed: the peak is then that of the process so far
                 _CLEAR.write_text("5", encoding="ascii")
@@ -61,8 +62,10 @@ class Cost:
         results = list(results)
         images = sum(result.images for result in results)
         seconds = sum(result.predict_s for result in results)
+        enter_s = sum(result.enter_s for result in results)
         return {
             "fit_s": self.fit_s,
+            **({"enter_s": enter_s} if enter_s > 0 else {}),
             "predict_s": seconds,
             "predict_images_per_s": images / seconds if seconds > 0 else None,
             "parameters_total": self.parameters_total,
