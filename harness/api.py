@@ -144,13 +144,15 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSpec:
-    """A weight file a method needs. `source`: `file` (looked up, hashed), `builtin` (ships with the package)."""
+    """A weight file a method needs. `source`: `file` (looked up, hashed), `builtin` (ships with the package), `package` (another
+    package fetches it by itself: asks for --download, is not hashed, and `file` names the package and its version).
+    """
 
     name: str  # the encoder's name, e.g. dinov2reg_vit_base_14
     file: str  # official file name
     url: str = ""  # where its authors publish it
     timm: str = ""  # timm model whose hub weights are the same network ("" if none)
-    source: Literal["file", "builtin"] = "file"
+    source: Literal["file", "builtin", "package"] = "file"
     version: int = 1  # of built-in weights; enters the identity
 
 
@@ -202,7 +204,8 @@ class Weights(Protocol):
     """Where encoders get their tensors; the bench hashes what it hands out into the record."""
 
     def state(self, spec: WeightSpec) -> dict[str, Tensor] | None:
-        """The tensors of the file as published (its own keys), or None where random weights were asked for by name.
+        """The tensors of the file as published (its own keys), or None where random weights were asked for by name; {} for a file
+        that another package may fetch.
 
         Raises `WeightsError` naming the file, the places looked at, and what to type.
         """
@@ -334,6 +337,18 @@ class MethodInfo:
     SETTINGS_ALL: ClassVar[frozenset[str]] = frozenset(
         {"multi_class", "single_class", "few_shot", "zero_shot", "super_multi_class", "cross_class", "generalist"}
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodFamily:
+    """Methods of another package behind one adapter, called `<family>.<member>`; that package is imported when one of them runs."""
+
+    name: str
+    title: str
+    package: str  # the distribution that it needs
+    install: str  # the command that installs it
+    members: tuple[str, ...]  # the names known beforehand; `member` may take more
+    member: Callable[[str], MethodInfo]  # raises `UsageError` for an unknown one
 
 
 class Scan(Protocol):

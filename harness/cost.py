@@ -1,16 +1,19 @@
 """What a cell costs: seconds, images a second, memory, parameters, operations. Recorded beside the accuracy, never in the identity.
 
+Peak memory is a cell's own: it is reset where a cell begins (CUDA, Linux), else that of the process so far.
 `flops` counts the multiply-adds of one forward of one image twice (2 operations each), by torch's own formulas, on the method's
 own `predict`; operations that torch does not count (norms, interpolation) are left out, as in the field's usual tools.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import resource
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("inpbench")
 
+# Linux: the process's highest resident memory, and where it is set back.
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
 
 @dataclass
 class Cost:
@@ -35,6 +41,17 @@ class Cost:
     parameters_trainable: int | None = None
     flops: int | None = None
     peak_memory_mb: float | None = None
+
+    @classmethod
+    def begin(cls, device: torch.device) -> Cost:
+        """Nothing spent yet; the highest memory so far is forgotten."""
+        if device.type == "cuda":
+            if torch.cuda.is_initialized():  # else nothing was allocated, and torch refuses to reset it
+                torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):  # no Linux, or not allowed: the peak is then that of the process so far
+                _CLEAR.write_text("5", encoding="ascii")
+        return cls()
 
     def add_fit(self, seconds: float) -> None:
         """Add the training time of one model, interrupted runs included."""
@@ -59,9 +76,11 @@ class Cost:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Highest memory of the device (CUDA) or of this process (CPU) so far, in MB of 10^6 bytes."""
+    """Highest memory of the device (CUDA) or of this process (CPU) since `Cost.begin`, in MB of 10^6 bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    with contextlib.suppress(OSError, StopIteration), _STATUS.open(encoding="ascii", errors="replace") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # macOS counts bytes, Linux KiB
 
@@ -85,13 +104,15 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def count_cost(method: Any, size: Size, options: Options, cost: Cost) -> None:
     """Fill in parameters, operations and memory.
 
-    Parameters are those of the torch modules that are attributes of the method; trainable are the tensors of its `state()`.
+    Learned ("trainable") are the numbers of the method's `state()`: weights, or a memory bank. The total adds the parameters of the
+    torch modules among its attributes that are not in the state: the frozen encoder.
     """
+    state = method.state()
     modules = [value for value in vars(method).values() if isinstance(value, torch.nn.Module)]
-    tensors = {id(tensor): tensor for module in modules for tensor in module.parameters()}
-    learned = sum(tensor.numel() for tensor in method.state().values())
-    cost.parameters_total = sum(tensor.numel() for tensor in tensors.values()) if modules else learned
-    cost.parameters_trainable = learned
+    learned = {tensor.data_ptr(): tensor.numel() for tensor in state.values() if tensor.numel()}
+    frozen = {tensor.data_ptr(): tensor.numel() for module in modules for tensor in module.parameters() if tensor.numel()}
+    cost.parameters_trainable = sum(tensor.numel() for tensor in state.values())
+    cost.parameters_total = cost.parameters_trainable + sum(frozen[place] for place in frozen.keys() - learned.keys())
     cost.peak_memory_mb = peak_memory_mb(options.device)
     image = torch.zeros(1, 3, *size, device=options.device, dtype=options.dtype)
     try:

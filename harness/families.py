@@ -33,6 +33,8 @@ FAMILY_KEYS = (
     "limit",
 )
 
+HARDWARE_BOUND = ("fit_s", "predict_s", "predict_images_per_s", "peak_memory_mb")  # costs that say nothing on another machine
+
 
 @dataclass(frozen=True)
 class Family:
@@ -118,8 +120,15 @@ class Row:
         values = self.values(metric, category)
         return statistics.stdev(values) if len(values) > 1 else None
 
+    @property
+    def hardware(self) -> list[str]:
+        """The kinds of hardware that its records ran on, sorted."""
+        return sorted({record.hardware for record in self.records})
+
     def cost(self, key: str) -> float | None:
-        """Mean of a cost over the seeds that have it."""
+        """Mean of a cost over the seeds that have it; None for a time or memory where the seeds ran on different hardware."""
+        if key in HARDWARE_BOUND and len(self.hardware) > 1:
+            return None
         values = [value for record in self.records if isinstance(value := record.cost.get(key), (int, float))]
         return statistics.fmean(values) if values else None
 

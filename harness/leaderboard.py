@@ -78,8 +78,8 @@ def _mean_table(
     for index, (row, name) in enumerate(zip(rows, names_of(rows), strict=True)):
         comparison = published.compare(row.first, metrics) if reported else None
         common = _common_reason([comparison])
-        marks = _row_marks(row, notes) + ([notes.mark(common)] if common else [])
-        data = _row_data(family, row, name)
+        marks = row_marks(row, notes) + ([notes.mark(common)] if common else [])
+        data = row_data(family, row, name)
         cells = [Cell(name, tuple(marks)), Cell(str(len(row.seeds)))]
         for metric in metrics:
             doubt = doubts[metric][index]
@@ -87,8 +87,8 @@ def _mean_table(
             data |= {metric: row.mean(metric), f"{metric}_sd": row.sd(metric)} | doubt_data(doubt, f"{metric}_")
             if comparison is not None:
                 data |= _published_data(row, metric, None, comparison)
-        cells += [Cell(_input(row.first)), Cell(_encoder(row.first) or MISSING)]
-        cells += [Cell(_number(row.cost("fit_s"), 1)), Cell(_number(row.cost("predict_images_per_s"), 1))]
+        cells += [Cell(input_of(row.first)), Cell(_encoder(row.first) or MISSING)]
+        cells += [_timing_cell(row, "fit_s", notes), _timing_cell(row, "predict_images_per_s", notes)]
         parameters = row.cost("parameters_total")
         cells += [Cell(_number(None if parameters is None else parameters / 1e6, 1)), _commit_cell(row, notes)]
         table.rows.append(cells)
@@ -110,7 +110,7 @@ def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: 
     table = Table(title=title, caption=family.caption(), columns=[], rows=[], protocol=family.protocol | {"metric": metric})
     table.columns = [Column("category", left=True)]
     for row, name, common in zip(rows, names, commons, strict=True):
-        marks = _row_marks(row, notes) + ([notes.mark(common)] if common else [])
+        marks = row_marks(row, notes) + ([notes.mark(common)] if common else [])
         table.columns.append(Column(name + (f" [{','.join(marks)}]" if marks else "")))
     if evidence is not None:
         table.caption.append(EXPLANATION)
@@ -122,7 +122,7 @@ def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: 
             comparison = column[index]
             cells.append(_metric_cell(row, metric, category, best, None if common else comparison, notes, doubt))
             value = {"metric": metric, "category": category or "mean", "value": row.mean(metric, category)}
-            data = _row_data(family, row, name) | value | {"sd": row.sd(metric, category)} | doubt_data(doubt, "")
+            data = row_data(family, row, name) | value | {"sd": row.sd(metric, category)} | doubt_data(doubt, "")
             if comparison is not None:
                 data |= _published_data(row, metric, category, comparison, prefix="")
             table.data.append(data)
@@ -135,7 +135,7 @@ def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: 
 def names_of(rows: Sequence[Row]) -> list[str]:
     """How rows are called: the label, and what else tells two rows of one label apart."""
     labels = [row.first.label + _variant(row.first) for row in rows]
-    shown = [(label, _input(row.first), _encoder(row.first)) for label, row in zip(labels, rows, strict=True)]
+    shown = [(label, input_of(row.first), _encoder(row.first)) for label, row in zip(labels, rows, strict=True)]
     return [
         label if shown.count(key) == 1 else f"{label} v{row.first.identity['method_version']} {row.first.id12[:6]}"
         for label, key, row in zip(labels, shown, rows, strict=True)
@@ -149,7 +149,8 @@ def _variant(record: Record) -> str:
     return f" [{', '.join(parts)}]" if parts else ""
 
 
-def _row_marks(row: Row, notes: Footnotes) -> list[str]:
+def row_marks(row: Row, notes: Footnotes) -> list[str]:
+    """The footnote symbols of a row: what a reader must know before comparing it."""
     marks = [notes.mark(f"{_choice(row)}: not ranked", "†")] if row.chosen_on_test else []
     if _is_yardstick(row.first.identity["method"]):
         marks.append(notes.mark("a yardstick, not a contender", "‡"))
@@ -236,7 +237,8 @@ def _published_data(
     }
 
 
-def _row_data(family: Family, row: Row, name: str) -> dict[str, Any]:
+def row_data(family: Family, row: Row, name: str) -> dict[str, Any]:
+    """What identifies a row, as flat data; the same keys in every table."""
     identity = row.first.identity
     return {
         **{key: family.protocol[key] for key in ("dataset", "setting", "shots")},
@@ -247,7 +249,7 @@ def _row_data(family: Family, row: Row, name: str) -> dict[str, Any]:
         "method": identity["method"],
         "name": name,
         "trained_on": trained_on(identity),
-        "input": _input(row.first),
+        "input": input_of(row.first),
         "encoder": _encoder(row.first),
         "seeds": row.seeds,
         "marks": list(dict.fromkeys(mark for record in row.records for mark in record.marks)),
@@ -257,12 +259,19 @@ def _row_data(family: Family, row: Row, name: str) -> dict[str, Any]:
     }
 
 
+def _timing_cell(row: Row, key: str, notes: Footnotes) -> Cell:
+    """A cost that depends on the machine; never a mean over several kinds of it."""
+    if len(row.hardware) > 1:
+        return Cell(MISSING, (notes.mark("its seeds ran on different hardware: bench leaderboard --cost has a table for each"),))
+    return Cell(_number(row.cost(key), 1))
+
+
 def _cost_data(row: Row) -> dict[str, Any]:
     keys = ("fit_s", "predict_images_per_s", "peak_memory_mb", "parameters_total", "parameters_trainable", "flops_per_image")
     commits = [(record.stamp.get("git") or {}).get("commit") for record in row.records]
     return {
         **{key: row.cost(key) for key in keys},
-        "hardware": sorted({record.hardware for record in row.records}),
+        "hardware": row.hardware,
         "commits": list(dict.fromkeys(commit for commit in commits if commit)),
         "dirty": any((record.stamp.get("git") or {}).get("dirty") for record in row.records),
     }
@@ -299,7 +308,7 @@ def _list_missing(table: Table, family: Family, rows: Sequence[Row]) -> None:
     table.below = [f"missing: {item['name']}, seed {item['seed']}: {' '.join(item['reason'].split())}" for item in table.missing]
 
 
-def _input(record: Record) -> str:
+def input_of(record: Record) -> str:
     """`392`, or `448→392` where a crop follows the resize, or height x width where they differ."""
     resize, crop = (_side(record.identity["input"].get(key)) for key in ("resize", "crop"))
     return crop if resize == crop else f"{resize}→{crop}"

@@ -92,12 +92,18 @@ def build(owner: str, params_type: type, *changes: Mapping[str, Any]) -> Any:
     """Defaults, then each of `changes` in turn; texts are parsed, other values are taken as they are.
 
     owner: the method's or data set's name, for messages. Raises `UsageError` for unknown keys, wrong types and values that
-    the dataclass's own `check()` refuses.
+    the dataclass's own `check()` refuses. A dataclass with a class
+    variable OPEN names the field that takes every key it does not know (arguments of another package's class).
     """
     known = field_types(params_type)
+    rest = getattr(params_type, "OPEN", None)  # the field that takes unknown keys, as sorted KEY=VALUE texts
     values: dict[str, Any] = {}
     for change in changes:
         for key, value in change.items():
+            if rest is not None and (key not in known or (key == rest and isinstance(value, str))):
+                others = dict(text.split("=", 1) for text in values.get(rest, ())) | {key: value}
+                values[rest] = tuple(sorted(f"{name}={text}" for name, text in others.items()))
+                continue
             if key not in known:
                 raise UsageError(
                     f"{owner} has no parameter '{key}'. {did_you_mean(key, known)}", f"Type: bench list methods --params {owner}"
@@ -162,8 +168,9 @@ def label(name: str, preset: str, params: Any, base: Any) -> str:
 
     base: the parameters of the preset alone. The encoder is left out: tables show it in a column of its own.
     """
+    rest = getattr(params, "OPEN", None)
     changed = [
-        f"{field.name}={_short(getattr(params, field.name))}"
+        ", ".join(getattr(params, rest)) if field.name == rest else f"{field.name}={_short(getattr(params, field.name))}"
         for field in dataclasses.fields(params)
         if field.name != "encoder" and getattr(params, field.name) != getattr(base, field.name)
     ]

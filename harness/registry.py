@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from inpbench.harness.api import DatasetInfo, MethodInfo
+from inpbench.harness.api import DatasetInfo, MethodFamily, MethodInfo
 from inpbench.harness.errors import PrerequisiteError, UsageError, did_you_mean
 
 Info = TypeVar("Info", MethodInfo, DatasetInfo)
@@ -44,6 +44,14 @@ class Registry(Generic[Info]):
         table: Mapping[str, str] = importlib.import_module(self._builtin_module).BUILTIN
         return table
 
+    def families(self) -> list[MethodFamily]:
+        """Families of methods behind one adapter each: `<family>.<member>` is a name, too."""
+        table: Mapping[str, str] = getattr(importlib.import_module(self._builtin_module), "FAMILIES", {})
+        return [resolve(target) for target in table.values()]
+
+    def _family_of(self, name: str) -> MethodFamily | None:
+        return next((family for family in self.families() if name == family.name or name.startswith(f"{family.name}.")), None)
+
     def _third_party(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
         for point in entry_points(group=self._group):
@@ -59,7 +67,7 @@ class Registry(Generic[Info]):
 
     def origin(self, name: str) -> str:
         """`inpbench`, or the package that registered the name."""
-        if name in self._builtin():
+        if name in self._builtin() or self._family_of(name) is not None:
             return "inpbench"
         point = self._third_party().get(name)
         return point.dist.name if point and point.dist else "this process"
@@ -70,6 +78,19 @@ class Registry(Generic[Info]):
             raise UsageError(f"{self.kind} '{info.name}' is built in and cannot be replaced.", "Choose another name.")
         self._added[info.name] = info
 
+    def _member(self, name: str) -> Info:
+        """The method of a family; raises `UsageError` for a name that is not even that."""
+        family = self._family_of(name)
+        if family is None:
+            known = [*self.names(), *(f"{family.name}.{member}" for family in self.families() for member in family.members)]
+            raise UsageError(f"Unknown {self.kind} '{name}'. {did_you_mean(name, known)}", f"Type: bench list {self.kind}s")
+        if name == family.name:
+            members = ", ".join(f"{name}.{member}" for member in family.members)
+            raise UsageError(f"{name} is a family of methods: {members}.", f"Type for example: {name}.{family.members[0]}")
+        info = family.member(name.removeprefix(f"{family.name}."))
+        assert isinstance(info, self._info_type), "families are of methods"
+        return info
+
     def get(self, name: str) -> Info:
         """The info of one name; unknown names raise `UsageError` with the closest known ones."""
         if name in self._added:
@@ -79,9 +100,7 @@ class Registry(Generic[Info]):
         else:
             point = self._third_party().get(name)
             if point is None:
-                raise UsageError(
-                    f"Unknown {self.kind} '{name}'. {did_you_mean(name, self.names())}", f"Type: bench list {self.kind}s"
-                )
+                return self._member(name)
             try:
                 info = point.load()
             except Exception as error:  # a broken plugin must be named, never take the bench down

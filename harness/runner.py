@@ -179,7 +179,7 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     assert cell.manifest is not None
     _decode(cell, options, progress)
     results: dict[str, CategoryResult] = {}
-    cost = Cost()
+    cost = Cost.begin(options.device)
     for name, unit in units_of(cell).items():
         finished = {c: r for c in unit.tested if (r := CategoryResult.read(work / "tested", c)) is not None}
         if options.save_maps is not None:  # tested by a killed run without maps: tested again

@@ -2,7 +2,8 @@
 
 Order: the path the user gave (file or folder), $INPBENCH_WEIGHTS/<file>, and timm's hub only when the user asked for a download.
 Files are read with `weights_only=True` (or safetensors), so that a hostile pickle cannot run code. Identities: `sha256:...` of the
-file, `random` where random weights were asked for by name, `builtin:v1` for what ships with the package.
+file, `random` where random weights were asked for by name, `builtin:v1` for what ships with the package,
+`package:NAME-VERSION` for what another package fetches by itself.
 """
 
 from __future__ import annotations
@@ -60,11 +61,18 @@ class WeightStore:
         self.dry = dry
 
     def identity(self, spec: WeightSpec) -> str:
-        """What goes into a record: `sha256:...`, `random` or `builtin:vN`; no torch is imported. Raises `WeightsError`."""
+        """What goes into a record, see the module docstring; no torch is imported. Raises `WeightsError`."""
         if spec.source == "builtin":
             return f"builtin:v{spec.version}"
         if self.choice == RANDOM:
             return RANDOM
+        if spec.source == "package":
+            if not self.download:
+                raise WeightsError(
+                    f"{spec.name}: {spec.file} fetches these weights by itself, from its hub or that hub's cache on this machine.",
+                    "Type: --download to let it, or --weights random to do without.",
+                )
+            return f"package:{spec.file}"
         try:
             return f"sha256:{file_sha256(self.find(spec))}"
         except WouldDownloadError:
@@ -86,10 +94,10 @@ class WeightStore:
         raise WeightsError(message, self._advice(spec))
 
     def state(self, spec: WeightSpec) -> dict[str, Tensor] | None:
-        """The tensors of the file under their own keys, containers opened; None for random or built-in weights."""
+        """The tensors of the file under their own keys; None for random or built-in weights, {} for a package's."""
         if spec.source == "builtin" or self.choice == RANDOM:
             return None
-        return read_tensors(self.find(spec))
+        return {} if spec.source == "package" else read_tensors(self.find(spec))
 
     def hash_file(self, path: str | Path) -> str:
         """The identity `sha256:...` of any weight file, such as an official checkpoint; `WeightsError` where there is none."""

@@ -3,5 +3,9 @@
 BUILTIN = {
     "inp_former": "inpbench.methods.inp_former:INFO",
     "dinomaly": "inpbench.methods.dinomaly:INFO",
+    "patchcore": "inpbench.methods.patchcore:INFO",
     "raw_pixel": "inpbench.methods.raw_pixel:INFO",
 }
+
+# Methods of other packages behind one adapter, called <family>.<member>.
+FAMILIES = {"anomalib": "inpbench.methods.anomalib:FAMILY"}

@@ -13,6 +13,7 @@ from interpreter import PYTHON
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("harness", "methods", "datasets")
 HEAVY = {"torch", "timm", "open_clip", "sklearn", "pandas", "scipy", "PIL", "torchvision", "gradio", "onnx", "onnxruntime"}
+HEAVY |= {"anomalib", "lightning"}
 # Files that work on tensors or pixels: the only ones of the bench that import torch or PIL at the top.
 TENSOR_FILES = {
     *("cost", "evaluation", "export_files", "export_graph", "images", "loading", "map_sheet", "pixels"),

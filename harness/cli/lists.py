@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inpbench.harness.cli.options import Json
+
+if TYPE_CHECKING:
+    from inpbench.harness.api import MethodFamily
 
 
 class Kind(str, Enum):
@@ -70,7 +73,28 @@ def _methods() -> list[dict[str, Any]]:
                 "from": METHODS.origin(name),
             }
         )
-    return rows
+    return rows + [_family(family) for family in METHODS.families()]
+
+
+def _family(family: MethodFamily) -> dict[str, Any]:
+    """One row for all methods of a family; what runs one of them may have to be installed first."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    first = family.member(family.members[0])
+    try:
+        origin = f"{family.package} {version(family.package)}"
+    except PackageNotFoundError:
+        origin = f"not installed: {family.install}"
+    return {
+        "name": f"{family.name}.*",
+        "title": f"{family.title} ({len(family.members)} names: --json)",
+        "settings": sorted(first.settings),
+        "presets": list(first.presets),
+        "version": first.version,
+        "paper": "",
+        "from": origin,
+        "members": list(family.members),
+    }
 
 
 def _datasets() -> list[dict[str, Any]]:
@@ -159,7 +183,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         typer.echo("nothing", err=True)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "members"))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

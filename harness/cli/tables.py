@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -56,6 +57,7 @@ def leaderboard(
     by: Annotated[By, typer.Option("--by", help="A row is a method's mean, or a category.")] = By.mean,
     reported: Annotated[bool, typer.Option("--reported", help="Published values, where the protocol is the same.")] = False,
     intervals: Annotated[bool, typer.Option("--intervals", help="95 % intervals, and ranks with ties.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Parameters, FLOPs, speed, memory and fit time, by hardware.")] = False,
     format_: Annotated[Format, typer.Option("--format", "-f", help="How to write the tables.")] = Format.terminal,
     json_: Json = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to a file.")] = None,
@@ -65,16 +67,20 @@ def leaderboard(
 
     bench leaderboard --dataset visa --setting multi_class --reported
     """
+    from inpbench.harness.cost_table import cost_tables
     from inpbench.harness.leaderboard import build_tables, render
     from inpbench.harness.records import RecordStore
     from inpbench.harness.statistics import EvidenceStore
 
+    if cost and (reported or intervals or metrics or by is not By.mean):
+        raise UsageError("--cost is a table of its own: it has no metrics.", "Leave --reported, --intervals, --metrics and --by out.")
     store = RecordStore(results_folder(results))
     listing = store.all(**chosen_records(dataset, setting, methods))
     for warning in listing.warnings:
         typer.echo(f"Warning: {warning}", err=True)
     evidence = EvidenceStore(store) if intervals else None
-    tables = build_tables(listing, by=by.value, metrics=split_names(metrics), reported=reported, evidence=evidence)
+    build = partial(build_tables, by=by.value, metrics=split_names(metrics), reported=reported, evidence=evidence)
+    tables = cost_tables(listing) if cost else build(listing)
     if not tables:
         raise NothingError(
             f"No record in {store.folder} fits.", "Type: bench run --methods inp_former --dataset synthetic --encoder builtin"
