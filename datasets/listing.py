@@ -73,6 +73,13 @@ def folders(path: Path) -> list[str]:
     return names
 
 
+def check_folder(root: Path, folder: str, report: Report) -> None:
+    """Report what stands where a folder of the layout belongs and is none: a file, or a link that leads nowhere or in a circle."""
+    if os.path.lexists(root / folder) and not (root / folder).is_dir():
+        what = "a link that leads nowhere" if (root / folder).is_symlink() else "a file"
+        report(Finding(folder, "unreadable", f"{what} stands where a folder belongs"))
+
+
 def images(root: Path, folder: str, report: Report, unreadable: str = "unreadable") -> list[str]:
     """Names of the images in root/folder, sorted.
 

@@ -64,7 +64,9 @@ def unpack(archive: Path, folder: Path, limits: Limits | None = None, progress: 
             with zipfile.ZipFile(archive) as opened:
                 return _write_all(archive, list(_zip_members(archive, opened)), folder, limits, progress)
         with tarfile.open(archive) as tar:
-            return _write_all(archive, _tar_members(archive, tar), folder, limits, progress)
+            files = _write_all(archive, _tar_members(archive, tar), folder, limits, progress)
+            _drain(archive, tar, limits)
+            return files
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{archive.name} is broken or no archive: {error}.", "Delete it and download it again.") from error
     except OSError as error:
@@ -106,6 +108,16 @@ def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[Member]:
         if not (entry.isreg() or entry.isdir()) or entry.issparse():
             raise _refused(archive, entry.name, "a link, a device or a sparse file")
         yield Member(entry.name, entry.isdir(), entry.size, opener(entry))
+
+
+def _drain(archive: Path, tar: tarfile.TarFile, limits: Limits) -> None:
+    """Read to the end of the compressed stream: only there stands its checksum."""
+    assert tar.fileobj is not None, "open"
+    rest = 0
+    while block := tar.fileobj.read(_BLOCK):
+        rest += len(block)
+        if rest > limits.free:
+            raise _bomb(archive, rest, archive.stat().st_size)
 
 
 def _parts(archive: Path, name: str) -> tuple[str, ...]:

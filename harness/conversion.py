@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inpbench.harness.api import DatasetInfo, Finding, Piece, Size
 from inpbench.harness.errors import DataError, UsageError
-from inpbench.harness.new_folder import Draft, finished, new_folder, read_provenance, real_target
+from inpbench.harness.new_folder import Draft, finished, new_folder, read_provenance, real_path, real_target
 from inpbench.harness.params import plain
 from inpbench.harness.registry import resolve
 
@@ -88,7 +88,7 @@ def prepare(
         raise DataError(f"{info.name}: {raw} {what}.", f"Type: bench data show {info.name}, for what is expected.")
     raw = raw.resolve()
     key = _key(info, params, raw)
-    wanted = to.expanduser().resolve()
+    wanted = real_path(to)
     if wanted == raw or raw in wanted.parents or wanted in raw.parents:
         raise UsageError(f"--to {to} and --from {raw} lie in one another.", "Choose a new folder beside it.")
     if finished(wanted, key):

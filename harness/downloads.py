@@ -25,7 +25,7 @@ from inpbench.harness.api import Archive, DatasetInfo
 from inpbench.harness.archives import Limits, is_archive, unpack
 from inpbench.harness.atomic import write_text
 from inpbench.harness.errors import DataError, PrerequisiteError, UsageError
-from inpbench.harness.new_folder import PausedError, finished, new_folder, read_provenance, real_target
+from inpbench.harness.new_folder import PausedError, finished, new_folder, read_provenance, real_path, real_target
 from inpbench.harness.roots import cache_folder
 
 log = logging.getLogger("inpbench")
@@ -74,8 +74,7 @@ def download(
             f"Type: bench data download {info.name} --to {to} --accept-licence {info.name}",
         )
     key = hashlib.sha256(json.dumps([info.name, [tuple(vars(a).values()) for a in info.archives]]).encode()).hexdigest()
-    if finished(to.expanduser().resolve(), key):
-        there = to.expanduser().resolve()
+    if finished(there := real_path(to), key):
         about = read_provenance(there)
         return Downloaded(there, int(about.get("files", 0)), dict(about.get("archives", {})), (), False)
     target = real_target(to, force)

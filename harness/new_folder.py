@@ -1,7 +1,7 @@
 """A folder that appears whole or not at all: what `bench data prepare` and `bench data download` write.
 
-The work goes on in a draft beside the target (`.NAME.draft`), renamed at the end. A draft that an interruption left is taken up again
-by the same task (same key); of any other task it is thrown away. The finished folder says in `provenance.json` where it
+The work goes on in a draft beside the target (`.NAME.draft`), renamed at the end. A draft that an interruption left is taken up
+again by the same task (same key); of any other task it is thrown away. The finished folder says in `provenance.json` where it
 comes from; one with the same key is left as it is. A folder with anything in it is never replaced, except with `force`, and then
 only one that the bench itself wrote. One process at a time works on a target.
 """
@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,18 +54,25 @@ def read_provenance(target: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) and found.get("written_by") == "inpbench" else {}
 
 
+def real_path(given: Path) -> Path:
+    """The absolute path behind links, whether something is there or not. Raises `DataError` for a loop of links."""
+    path = Path(os.path.realpath(given.expanduser()))
+    if path.is_symlink():
+        raise DataError(f"{given} is a loop of links.", "Choose another folder with --to.")
+    return path
+
+
 def real_target(given: Path, force: bool) -> Path:
     """The target behind links. Raises `UsageError` where something stands that must not be replaced."""
+    target = real_path(given)
     try:
-        target = given.expanduser().resolve()
         if not target.exists():
             return target
         if not target.is_dir():
             raise UsageError(f"{target} is a file; a folder is to be written there.", "Choose another folder with --to.")
         empty = not any(target.iterdir())
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        reason = error.strerror if isinstance(error, OSError) else "a loop of links"
-        raise DataError(f"The folder {given} cannot be used: {reason}.", "Choose another folder with --to.") from error
+    except OSError as error:
+        raise DataError(f"The folder {given} cannot be used: {error.strerror}.", "Choose another folder with --to.") from error
     if empty or (force and read_provenance(target)):
         return target
     if force:

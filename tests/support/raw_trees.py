@@ -1,4 +1,4 @@
-"""Small fake copies of what authors publish, drawn with PIL: the sets that `bench data prepare` converts, and those read as they are."""
+"""Small fake copies of what authors publish, drawn with PIL: sets that `bench data prepare` converts, and sets read as they are."""
 
 from __future__ import annotations
 
