@@ -7,6 +7,7 @@ depth, so a loop of links cannot hang a scan. All paths are POSIX and relative t
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import unicodedata
@@ -43,6 +44,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
+        if error.errno == errno.ELOOP:  # a loop of links is no folder; `check_folder` says so
+            return []
         raise DataError(
             f"The folder {folder} cannot be listed: {error.strerror or error}.", "Check its permissions and links."
         ) from error
