@@ -15,5 +15,6 @@ BUILTIN = {
     "mpdd": "inpbench.datasets.mpdd:MPDD",
     "btad": "inpbench.datasets.btad:BTAD",
     "mvtec_ad_2": "inpbench.datasets.mvtec_ad_2:MVTEC_AD_2",
+    "inctrl_lists": "inpbench.datasets.inctrl_lists:INCTRL_LISTS",
     "synthetic": "inpbench.datasets.synthetic:SYNTHETIC",
 }

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from inpbench.datasets.listing import Listing, find_base, join, path_problem
+from inpbench.datasets.listing import Listing, find_base, folders, join, path_problem
 from inpbench.datasets.prepared import pieces, read_prepared
 from inpbench.datasets.splits import split_normals
 from inpbench.harness.api import Archive, Counts, DatasetInfo, Decoder, Finding, NoParams, Piece, Report, Sample
@@ -19,7 +19,7 @@ from inpbench.harness.errors import DataError
 
 CATEGORY = "elpv"
 KINDS = ("mono", "poly")
-FOLDERS = tuple(f"{top}src/elpv_dataset/data" for top in ("", "elpv-dataset/", "elpv-dataset-master/", "elpv-dataset-main/"))
+INSIDE = "src/elpv_dataset/data"  # of the published repository
 
 
 def scan(root: Path, params: NoParams, report: Report) -> list[Sample]:
@@ -30,7 +30,8 @@ def scan(root: Path, params: NoParams, report: Report) -> list[Sample]:
 
 def read_raw(root: Path, report: Report) -> list[Sample]:
     """The cells that labels.csv lists."""
-    base = find_base(root, FOLDERS, lambda p: (p / "labels.csv").is_file())
+    tops = [join(name, INSIDE) for name in ("", *folders(root))]
+    base = find_base(root, tops, lambda p: (p / "labels.csv").is_file())
     if base is None:
         raise DataError(f"{root} holds no labels.csv.", "Type: bench data show elpv, for the layout that is expected.")
     table, listing = join(base, "labels.csv"), Listing(root)

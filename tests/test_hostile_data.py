@@ -1,4 +1,4 @@
-"""Data folders that changed under our feet: loops of links, locked folders, files in place of folders. Said clearly, nothing lost."""
+"""Data folders that changed under our feet: loops of links, locked folders, files where folders were. Clear errors, no loss."""
 
 from __future__ import annotations
 

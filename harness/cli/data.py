@@ -1,4 +1,4 @@
-"""`bench data verify|show|prepare|download NAME`: get the data, and see whether it is what its authors published."""
+"""`bench data verify|show|prepare|download|lists NAME`: get the data, and see whether it is what its authors published."""
 
 from __future__ import annotations
 
@@ -186,3 +186,32 @@ def _next(info: DatasetInfo, root: Path) -> str:
     except DataError as error:
         return error.hint
     return f"Next: bench data verify {info.name} --data-root {root}"
+
+
+@app.command("lists")
+def lists_(
+    name: Name,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The new folder of the lists.", show_default=False)],
+    data_root: DataRoot = None,
+    set_: Set = None,
+) -> None:
+    """Write the json lists that InCTRL's own scripts read: four files a category, with this machine's paths.
+
+    bench data lists visa --data-root data/visa --to data/visa_json
+    """
+    import hashlib
+    import json
+
+    from inpbench.harness.manifest import open_manifest
+    from inpbench.harness.new_folder import new_folder, real_target
+    from inpbench.harness.registry import resolve
+
+    info, params, root = _open(name, set_, data_root)
+    files = resolve("inpbench.datasets.inctrl_lists:lists")(root, open_manifest(info, params, root).samples)
+    texts = {file: json.dumps(entries, indent=1, ensure_ascii=False) + "\n" for file, entries in files.items()}
+    target = real_target(to, force=False)
+    with new_folder(target, hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()) as draft:
+        for file, text in texts.items():
+            (draft.folder / file).write_text(text, encoding="utf-8")
+        draft.provenance = {"task": "lists", "dataset": info.name, "files": len(texts)}
+    typer.echo(f"{target}: {len(texts)} lists of {sum(map(len, files.values()))} entries")
