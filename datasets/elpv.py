@@ -1,35 +1,37 @@
 """ELPV: electroluminescence images of solar cells, image level only (there are no masks).
 
 `labels.csv` (path, probability, mono|poly; separated by blanks, no header) rates each cell. InCTRL's conversion, redone in memory:
-normal are the cells of probability exactly 0, a quarter of them to the test set by a fixed permutation; anomalous are those of
-probability exactly 1; the others are left out. The draw equals scikit-learn's train_test_split(test_size=0.25, random_state=42).
+normal are the cells of probability exactly 0, in the table's order, a quarter of them to the test set (`splits`); anomalous are
+those of probability exactly 1; the others are left out. A tree that `bench data prepare` or InCTRL's script made is read as well.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
-from inpbench.datasets.listing import Listing, find_base, join, path_problem
-from inpbench.harness.api import Counts, DatasetInfo, Finding, NoParams, Report, Sample
+from inpbench.datasets.listing import Listing, find_base, folders, join, path_problem
+from inpbench.datasets.prepared import pieces, read_prepared
+from inpbench.datasets.splits import split_normals
+from inpbench.harness.api import Archive, Counts, DatasetInfo, Decoder, Finding, NoParams, Piece, Report, Sample
 from inpbench.harness.errors import DataError
 
 CATEGORY = "elpv"
 KINDS = ("mono", "poly")
-
-
-def split_normals(names: list[str]) -> tuple[list[str], list[str]]:
-    """(train, test) in the order of the draw: RandomState(42).permutation, the first ceil(n/4) are tested."""
-    import numpy as np
-
-    order = np.random.RandomState(42).permutation(len(names))
-    tested = math.ceil(0.25 * len(names))
-    return [names[i] for i in order[tested:]], [names[i] for i in order[:tested]]
+INSIDE = "src/elpv_dataset/data"  # of the published repository
 
 
 def scan(root: Path, params: NoParams, report: Report) -> list[Sample]:
-    """Normal and certainly defective cells; `DataError` when there is no labels.csv."""
-    base = find_base(root, ("src/elpv_dataset/data", "elpv-dataset/src/elpv_dataset/data"), lambda p: (p / "labels.csv").is_file())
+    """Normal and certainly defective cells; `DataError` when there is neither a labels.csv nor a prepared tree."""
+    samples = read_prepared(root, CATEGORY, ("elpv", "ELPV"), "none", report)
+    return samples if samples is not None else read_raw(root, report)
+
+
+def read_raw(root: Path, report: Report) -> list[Sample]:
+    """The cells that labels.csv lists."""
+    tops = [join(name, INSIDE) for name in ("", *folders(root))]
+    base = find_base(root, tops, lambda p: (p / "labels.csv").is_file())
     if base is None:
         raise DataError(f"{root} holds no labels.csv.", "Type: bench data show elpv, for the layout that is expected.")
     table, listing = join(base, "labels.csv"), Listing(root)
@@ -81,6 +83,11 @@ def _row(table: str, number: int, line: str, report: Report) -> tuple[str, float
     return path, probability, kind
 
 
+def prepare(raw: Path, params: NoParams, read: Decoder, report: Report) -> Iterator[Piece]:
+    """The same split as a tree of files, copied byte for byte."""
+    yield from pieces(raw, read_raw(raw, report), read)
+
+
 ELPV = DatasetInfo(
     name="elpv",
     version=1,
@@ -92,5 +99,8 @@ ELPV = DatasetInfo(
     homepage="https://github.com/zae-bayern/elpv-dataset",
     expected_tree="""\
 <root>/labels.csv                  images/cell0001.png  1.0  mono
-<root>/images/cell0001.png         (or both in src/elpv_dataset/data/)""",
+<root>/images/cell0001.png         (or both in src/elpv_dataset/data/)
+or prepared: <root>/{train/good,test/good,test/mono,test/poly}""",
+    prepare="inpbench.datasets.elpv:prepare",
+    archives=(Archive(url="https://github.com/zae-bayern/elpv-dataset/archive/HEAD.zip", file="elpv-dataset.zip"),),
 )

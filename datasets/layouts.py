@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from inpbench.datasets.listing import folders, images, join, stem_key
+from inpbench.datasets.listing import check_folder, folders, images, join, stem_key
 from inpbench.harness.api import Finding, Report, Sample
 
 MaskPolicy = Literal["required", "auto", "none"]  # auto: a category without a single mask is a category without masks
@@ -40,6 +40,8 @@ def read_train(tree: Tree, report: Report, *, loose: bool = False, known: Sequen
     known: folders of train/ that the data set has for another purpose, and that are not worth a warning.
     """
     train = join(tree.folder, "train")
+    for place in (tree.folder, train, *(join(train, name) for name in sorted(tree.normal))):
+        check_folder(tree.root, place, report)
     names = folders(tree.root / train)
     normal = [name for name in names if name.lower() in tree.normal]
     samples = []
@@ -62,6 +64,13 @@ def read_test(tree: Tree, report: Report) -> list[Sample]:
     test = join(tree.folder, "test")
     truth = join(tree.folder, "ground_truth", tree.mask_level)
     names = folders(tree.root / test)
+    masked = folders(tree.root / truth) if tree.masks != "none" else []
+    for place in (
+        test,
+        *(join(test, name) for name in sorted({*tree.normal, *masked})),
+        *([truth] if tree.masks != "none" else []),
+    ):
+        check_folder(tree.root, place, report)
     defects = [name for name in names if name.lower() not in tree.normal and not _looks_like_image(name)]
     found = {name: _masks(tree, join(truth, name), report) for name in defects} if tree.masks != "none" else {}
     expected = tree.masks == "required" or any(found.values())

@@ -7,6 +7,7 @@ depth, so a loop of links cannot hang a scan. All paths are POSIX and relative t
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import unicodedata
@@ -43,6 +44,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
+        if error.errno == errno.ELOOP:  # a loop of links is no folder; `check_folder` says so
+            return []
         raise DataError(
             f"The folder {folder} cannot be listed: {error.strerror or error}.", "Check its permissions and links."
         ) from error
@@ -71,6 +74,13 @@ def folders(path: Path) -> list[str]:
         if not _is_text(name):
             raise DataError(f"The folder name {_shown(name)} in {path} is not valid Unicode.", "Rename the folder.")
     return names
+
+
+def check_folder(root: Path, folder: str, report: Report) -> None:
+    """Report what stands where a folder of the layout belongs and is none: a file, or a link that leads nowhere or in a circle."""
+    if os.path.lexists(root / folder) and not (root / folder).is_dir():
+        what = "a link that leads nowhere" if (root / folder).is_symlink() else "a file"
+        report(Finding(folder, "unreadable", f"{what} stands where a folder belongs"))
 
 
 def images(root: Path, folder: str, report: Report, unreadable: str = "unreadable") -> list[str]:

@@ -70,4 +70,6 @@ MVTEC_AD = DatasetInfo(
 <root>/<category>/test/good/000.png
 <root>/<category>/test/<defect>/000.png
 <root>/<category>/ground_truth/<defect>/000_mask.png""",
+    obtain="fill in the form on the page, fetch mvtec_anomaly_detection.tar.xz "
+    "(sha256 cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d) and unpack it",
 )

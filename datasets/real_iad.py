@@ -178,4 +178,5 @@ REAL_IAD = DatasetInfo(
 <root>/realiad_jsons/<category>.json      (or realiad_jsons/realiad_jsons/; also realiad_jsons_sv, realiad_jsons_fuiad_0.1 ...)
 <root>/realiad_1024/<category>/OK/S0001/<category>_0001_OK_C1_20231020135742.jpg     (or <category>/<category>/OK/...)
 <root>/realiad_1024/<category>/NG/AK/S0001/<category>_0001_NG_AK_C1_20231020135742.{jpg,png}""",
+    obtain="request access on https://realiad4ad.github.io/Real-IAD/ or for the gated Hugging Face data set Real-IAD/Real-IAD",
 )

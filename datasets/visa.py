@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from inpbench.datasets.layouts import Tree, is_category, pair, read_test, read_train
 from inpbench.datasets.listing import Listing, find_base, folders, images, in_order, join, path_problem, stem_key
-from inpbench.harness.api import Counts, DatasetInfo, Finding, Report, Sample, Split
+from inpbench.datasets.prepared import as_mask
+from inpbench.harness.api import Archive, Counts, DatasetInfo, Decoder, Finding, Piece, Report, Sample, Split
 from inpbench.harness.errors import DataError
 
 ANOMALOUS = "bad"
@@ -64,9 +65,14 @@ class VisaParams:
         return _counts(self.split)
 
 
+def raw_base(root: Path, split: str) -> str | None:
+    """Where the published tree lies below the root, or None."""
+    return find_base(root, ("VisA_20220922", "VisA", "visa"), lambda path: (path / "split_csv" / f"{split}.csv").is_file())
+
+
 def scan(root: Path, params: VisaParams, report: Report) -> list[Sample]:
     """The samples of a raw or a converted tree; `DataError` when the root is neither."""
-    raw = find_base(root, ("VisA_20220922", "VisA", "visa"), lambda path: (path / "split_csv" / f"{params.split}.csv").is_file())
+    raw = raw_base(root, params.split)
     if raw is not None:
         return _scan_raw(root, raw, params.split, report)
     tops = ("", "VisA_pytorch", "visa_pytorch", "VisA", "visa")
@@ -202,6 +208,21 @@ def _train_anomalies(tree: Tree, report: Report) -> list[Sample]:
     return samples
 
 
+def prepare(raw: Path, params: VisaParams, read: Decoder, report: Report) -> Iterator[Piece]:
+    """The converted tree of a split: images byte for byte, masks as 0 and 255 under their own name."""
+    if raw_base(raw, params.split) is None:
+        raise DataError(
+            f"{raw} holds no split_csv/{params.split}.csv: not the published tree.", "Unpack VisA_20220922.tar and name its folder."
+        )
+    level = "" if params.split == "1cls" else "{split}"
+    for sample in scan(raw, params, report):
+        top, name = join(params.split, sample.category), Path(sample.image).name
+        yield Piece(join(top, sample.split, sample.defect, name), raw / sample.image)
+        if sample.mask is not None:
+            truth = join(top, "ground_truth", level.format(split=sample.split), ANOMALOUS)
+            yield Piece(join(truth, f"{Path(sample.mask).stem}.png"), as_mask(read.mask(sample.mask, sample.image)))
+
+
 VISA = DatasetInfo(
     name="visa",
     version=1,
@@ -217,4 +238,12 @@ VISA = DatasetInfo(
 <root>/<object>/Data/Images/{Normal,Anomaly}/0000.JPG
 <root>/<object>/Data/Masks/Anomaly/000.png
 or converted: <root>[/VisA_pytorch][/1cls]/<object>/{train/good,test/good,test/bad,ground_truth/bad}""",
+    prepare="inpbench.datasets.visa:prepare",
+    archives=(
+        Archive(
+            url="https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
+            file="VisA_20220922.tar",
+            sha256="2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
+        ),
+    ),
 )

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -96,6 +99,38 @@ class Counts(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Archive:
+    """A file that the authors of a data set publish at an open address."""
+
+    url: str  # http or https
+    file: str  # its name; .zip and .tar* are unpacked, others (.gz) are kept as they are
+    sha256: str = ""  # "": not known; the first download's is remembered and later ones must have the same
+
+
+class Piece(NamedTuple):
+    """One file of a data set that `bench data prepare` writes."""
+
+    path: str  # POSIX, relative to the new root
+    content: Path | NDArray[np.uint8]  # a file to copy byte for byte, or pixels (H, W) or (H, W, 3) to store as PNG
+
+
+class Decoder(Protocol):
+    """How a converter reads pictures below the raw folder: by the bench's rules for odd modes (16-bit, CMYK, palette, alpha)."""
+
+    def image(self, path: str) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB. Raises `DataError` naming the file."""
+        ...
+
+    def size(self, path: str) -> Size:
+        """(height, width) from the header. Raises `DataError` naming the file."""
+        ...
+
+    def mask(self, path: str, image: str | None = None) -> NDArray[np.bool_]:
+        """(H, W), True where defective, at the size of `image` where that is given. Raises `DataError` naming the file."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
     """What the bench knows about a data set without touching the disk.
 
@@ -103,6 +138,9 @@ class DatasetInfo:
         official order, then split, then path. It raises `DataError` when the root is not of this layout at all.
     generate: "module:attr" of `generate(folder: Path, params) -> None` for a set that is drawn, not found: no root is asked
         for.
+    prepare: "module:attr" of `prepare(raw: Path, params, read: Decoder, report: Report) -> Iterator[Piece]`, which turns what is
+        published into the layout that `scan` reads; a generator, the same pieces in the same order for the same files.
+    archives: what `bench data download` fetches; empty where the authors ask for a form, an account or a click (`obtain` says it).
     """
 
     name: str
@@ -117,6 +155,9 @@ class DatasetInfo:
     licence: str = ""
     homepage: str = ""
     expected_tree: str = ""  # what the root looks like, for error messages and `bench data show`
+    prepare: str | None = None
+    archives: tuple[Archive, ...] = ()
+    obtain: str = ""  # how a person gets the data
 
 
 # --- methods --------------------------------------------------------------------------------------------------------
@@ -356,4 +397,12 @@ class Scan(Protocol):
 
     def __call__(self, root: Path, params: Any, report: Report) -> list[Sample]:
         """List the images below `root`."""
+        ...
+
+
+class Prepare(Protocol):
+    """The type of the function that `DatasetInfo.prepare` names."""
+
+    def __call__(self, raw: Path, params: Any, read: Decoder, report: Report) -> Iterator[Piece]:
+        """The files of the prepared set, from the published ones below `raw`."""
         ...

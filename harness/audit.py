@@ -37,6 +37,7 @@ class AuditReport:
     modes: dict[str, dict[str, int]]  # category -> PIL mode -> images
     checked: int  # image and mask files that were read
     findings: tuple[Finding, ...]
+    unlabelled: dict[str, int]  # category -> test images of private test sets, which nothing local measures
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -66,6 +67,7 @@ class AuditReport:
             "ok": self.ok,
             "checked": self.checked,
             "counts": self.counts,
+            "unlabelled": self.unlabelled,
             "published": {category: counts._asdict() for category, counts in self.published.items()},
             "sizes": self.sizes,
             "modes": self.modes,
@@ -108,7 +110,8 @@ def audit(
             if checked.mode:
                 sizes.setdefault(sample.category, Counter())[checked.size] += 1
                 modes.setdefault(sample.category, Counter())[checked.mode] += 1
-            if checked.sha256 and (twin := first.setdefault(checked.sha256, sample)) is not sample:
+            # The same file in several categories (one class against all others) is no copy.
+            if checked.sha256 and (twin := first.setdefault(checked.sha256, sample)).image != sample.image:
                 findings.append(_duplicate(sample, twin))
             if progress is not None:
                 progress(done, len(manifest.samples))
@@ -117,7 +120,8 @@ def audit(
     findings += compare(counts, manifest.samples, published, info)
     plain_sizes, plain_modes = ({c: dict(n.most_common()) for c, n in table.items()} for table in (sizes, modes))
     unique = tuple(dict.fromkeys(findings))
-    return AuditReport(info, root, strict, counts, published, plain_sizes, plain_modes, files, unique)
+    unlabelled = dict(Counter(sample.category for sample in manifest.samples if sample.label < 0))
+    return AuditReport(info, root, strict, counts, published, plain_sizes, plain_modes, files, unique, unlabelled)
 
 
 def tally(samples: Iterable[Sample]) -> Tally:
@@ -133,10 +137,13 @@ def compare(counts: Tally, samples: Iterable[Sample], published: Mapping[str, Co
     """Findings where the counts on disk differ from the published ones, and categories that are not there."""
     measured: dict[str, list[int]] = {category: [0, 0, 0] for category in counts}
     for sample in samples:
-        measured[sample.category][0 if sample.split == "train" else 1 + int(sample.label == 1)] += 1
+        if sample.split != "val" and sample.label >= 0:
+            measured[sample.category][0 if sample.split == "train" else 1 + int(sample.label == 1)] += 1
+    # A parameter of the set may name other categories than its info does: those of its published counts.
+    expected = info.categories if TOTAL in published or not published else tuple(published)
     findings = [
         Finding(category, "missing_category", "a category of the data set is not on disk")
-        for category in info.categories
+        for category in expected
         if category not in counts
     ]
     complete = not findings

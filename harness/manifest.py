@@ -110,12 +110,18 @@ def open_manifest(
 
     categories: only these; errors in the files of the others then stop nothing (a partly downloaded set can be used).
     """
-    if not root.is_dir():
-        what = "is a file: unpack it" if root.is_file() else "is no folder"
-        raise DataError(f"{info.name}: {root} {what}.", f"Its root looks like this:\n{info.expected_tree}")
     found: list[Finding] = []
-    scan: Callable[..., list[Sample]] = resolve(info.scan)
-    samples = scan(root, params, found.append)
+    try:
+        if not root.is_dir():
+            what = "is a file: unpack it" if root.is_file() else "is no folder"
+            raise DataError(f"{info.name}: {root} {what}.", f"Its root looks like this:\n{info.expected_tree}")
+        scan: Callable[..., list[Sample]] = resolve(info.scan)
+        samples = scan(root, params, found.append)
+    except OSError as error:  # a folder that may not be entered, a disk that fails
+        raise DataError(
+            f"{info.name}: {error.filename or root} cannot be read: {error.strerror or error}.",
+            "Check its permissions and the disk.",
+        ) from error
     if not samples and not found:
         raise DataError(f"{info.name}: {root} holds no image of this data set.", f"Its root looks like this:\n{info.expected_tree}")
     files = _file_facts(root, samples)

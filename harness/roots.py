@@ -53,8 +53,11 @@ def locate(info: DatasetInfo, params: Any, given: Path | None) -> Path:
         return drawn(info, params)
     looked = places(info, given)
     for place in looked:
-        if place.is_dir():
-            return place
+        try:
+            if place.is_dir():
+                return place
+        except OSError as error:
+            raise DataError(f"{info.name}: {place} cannot be read: {error.strerror}.", "Check its permissions.") from error
     where = ", ".join(map(str, looked)) if looked else "no place: neither --data-root nor $INPBENCH_DATA is set"
     tree = f"\nIts root looks like this:\n{info.expected_tree.rstrip()}" if info.expected_tree else ""
     raise DataError(

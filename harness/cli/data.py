@@ -1,4 +1,4 @@
-"""`bench data verify|show NAME`: is the data what its authors published, and what does it look like."""
+"""`bench data verify|show|prepare|download|lists NAME`: get the data, and see whether it is what its authors published."""
 
 from __future__ import annotations
 
@@ -72,11 +72,12 @@ def _print_report(report: AuditReport) -> None:
         normal = test.get("good", 0)
         published = document["published"].get(category)
         defects = ", ".join(f"{defect} {count}" for defect, count in test.items() if defect != "good")
+        unlabelled = document["unlabelled"].get(category, 0)
         table.add_row(
             Text(category),
             str(sum(splits.get("train", {}).values())),
             str(normal),
-            str(sum(test.values()) - normal),
+            str(sum(test.values()) - normal - unlabelled),
             "/".join(map(str, published.values())) if published else "-",
             Text(defects or "-"),
         )
@@ -107,6 +108,8 @@ def show(
         ("categories", ", ".join(info.categories) or "from disk"),
         ("licence", info.licence or "-"),
         ("published at", info.homepage or "-"),
+        ("how to get it", info.obtain or (f"bench data download {info.name}" if info.archives else "-")),
+        *(("archive", f"{a.url} (sha256 {a.sha256 or 'not published'})") for a in info.archives),
     ):
         typer.echo(f"{title:<13} {text}")
     if info.expected_tree:
@@ -118,3 +121,97 @@ def show(
         info, params, root = _open(name, set_, data_root)
         contact_sheet(open_manifest(info, params, root, strict=False), count, out)
         typer.echo(f"wrote {out}", err=True)
+
+
+@app.command()
+def prepare(
+    name: Name,
+    from_: Annotated[Path, typer.Option("--from", metavar="RAW", help="The published files, unpacked.", show_default=False)],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The new data root.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder that bench data wrote earlier.")] = False,
+    set_: Set = None,
+) -> None:
+    """Convert what is published into the layout that is measured: tiles, splits, binary masks, images of packed files.
+
+    bench data prepare sdd --from KolektorSDD --to data/sdd
+    """
+    from inpbench.harness import params as parameters
+    from inpbench.harness.console import Live
+    from inpbench.harness.conversion import prepare as convert
+    from inpbench.harness.registry import DATASETS
+
+    info = DATASETS.get(name)
+    params = parameters.build(name, info.params, parameters.split_settings(set_ or []).get(name, {}))
+    with Live("auto") as live:
+        done = convert(info, params, from_, to, force=force, progress=live.task(f"{name} prepare"))
+    for finding in done.findings:
+        typer.echo(f"{finding.status}: {finding.file}: {finding.message}", err=True)
+    new = f"{done.new} of them written now" if done.new else "all there already"
+    typer.echo(f"{done.target}: {done.files} files, {new}. Next: bench data verify {name} --data-root {done.target}")
+
+
+@app.command()
+def download(
+    name: Name,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The new folder.", show_default=False)],
+    accept_licence: Annotated[
+        str | None, typer.Option("--accept-licence", metavar="NAME", help="The data set's name: its licence is accepted.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder that bench data wrote earlier.")] = False,
+) -> None:
+    """Fetch and unpack a data set that is published at an open address; says how to get the others.
+
+    bench data download btad --to data/btad --accept-licence btad
+    """
+    from inpbench.harness.console import Live
+    from inpbench.harness.downloads import download as fetch
+    from inpbench.harness.registry import DATASETS
+
+    info = DATASETS.get(name)
+    with Live("auto") as live:
+        done = fetch(info, to, accept_licence, force=force, progress=live.task(f"{name} download"))
+    for file in done.first_use:
+        typer.echo(f"{file}: no checksum is published; sha256 {done.sha256[file]} is remembered for the next time.", err=True)
+    what = f"{done.files} files" if done.new else "already there"
+    typer.echo(f"{done.target}: {what} ({info.licence}). {_next(info, done.target)}")
+
+
+def _next(info: DatasetInfo, root: Path) -> str:
+    """What to type after a download: some sets are measured on what `prepare` makes of them, and their adapter says so."""
+    from inpbench.harness.errors import DataError
+    from inpbench.harness.registry import resolve
+
+    try:
+        resolve(info.scan)(root, info.params(), lambda finding: None)
+    except DataError as error:
+        return error.hint
+    return f"Next: bench data verify {info.name} --data-root {root}"
+
+
+@app.command("lists")
+def lists_(
+    name: Name,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The new folder of the lists.", show_default=False)],
+    data_root: DataRoot = None,
+    set_: Set = None,
+) -> None:
+    """Write the json lists that InCTRL's own scripts read: four files a category, with this machine's paths.
+
+    bench data lists visa --data-root data/visa --to data/visa_json
+    """
+    import hashlib
+    import json
+
+    from inpbench.harness.manifest import open_manifest
+    from inpbench.harness.new_folder import new_folder, real_target
+    from inpbench.harness.registry import resolve
+
+    info, params, root = _open(name, set_, data_root)
+    files = resolve("inpbench.datasets.inctrl_lists:lists")(root, open_manifest(info, params, root).samples)
+    texts = {file: json.dumps(entries, indent=1, ensure_ascii=False) + "\n" for file, entries in files.items()}
+    target = real_target(to, force=False)
+    with new_folder(target, hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()) as draft:
+        for file, text in texts.items():
+            (draft.folder / file).write_text(text, encoding="utf-8")
+        draft.provenance = {"task": "lists", "dataset": info.name, "files": len(texts)}
+    typer.echo(f"{target}: {len(texts)} lists of {sum(map(len, files.values()))} entries")

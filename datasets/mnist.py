@@ -1,0 +1,140 @@
+"""MNIST: 70,000 handwritten digits, 28 x 28 grey; digits as categories, or even digits against odd ones (`semantic`).
+
+Read are PNG folders training/<digit>, testing/<digit>; `prepare` makes them from the four published idx files, packed (.gz) or not.
+An idx file is a magic number, the sizes and the bytes; every length is checked before anything is believed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inpbench.datasets.listing import find_base
+from inpbench.datasets.prepared import not_there
+from inpbench.datasets.semantic import Classes, Protocol, class_pieces, scan_classes
+from inpbench.harness.api import Archive, Counts, DatasetInfo, Decoder, Piece, Report, Sample
+from inpbench.harness.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DIGITS = tuple("0123456789")
+FILES = (("train-images", "train-labels"), ("t10k-images", "t10k-labels"))
+LARGEST = 1 << 26  # bytes of an unpacked file; the largest published one has 47,040,016
+ABOUT = Classes(
+    name="mnist",
+    title="MNIST",
+    classes=DIGITS,
+    together="even_digit",
+    normal=frozenset("02468"),
+    train=dict(zip(DIGITS, (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949), strict=True)),
+    test=dict(zip(DIGITS, (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009), strict=True)),
+    splits=(("training", "train"), ("testing", "test")),
+    tops=("mnist_png", "mnist", "MNIST"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MnistParams:
+    """Which protocol."""
+
+    protocol: Protocol = "one_vs_all"  # multi_class: even digits normal, odd digits anomalous
+
+    @property
+    def published(self) -> dict[str, Counts]:
+        """The counts of this protocol, for the audit."""
+        return ABOUT.counts(self.protocol)
+
+
+def scan(root: Path, params: MnistParams, report: Report) -> list[Sample]:
+    """The samples of a tree of PNG folders; `DataError` otherwise, also for idx files, which have to be prepared."""
+    try:
+        return scan_classes(root, ABOUT, params.protocol, report)
+    except DataError:
+        if _base(root) is None:
+            raise
+        raise DataError(
+            f"{root} holds MNIST as idx files.",
+            f"Type: bench data prepare mnist --from {root} --to NEW_FOLDER, then --data-root NEW_FOLDER",
+        ) from None
+
+
+def _file(folder: Path, stem: str) -> Path | None:
+    """The idx file of a name: with - or . before idx, packed or not."""
+    rank = "idx3" if "images" in stem else "idx1"
+    names = [f"{stem}{sep}{rank}-ubyte{end}" for sep in "-." for end in ("", ".gz")]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _base(root: Path) -> str | None:
+    return find_base(root, ("MNIST/raw", "raw"), lambda path: all(_file(path, stem) for pair in FILES for stem in pair))
+
+
+def read_idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
+    """The array of an idx file of unsigned bytes. Raises `DataError` for any other content, and for one of another length."""
+    import numpy as np
+
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            data = stream.read(LARGEST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file.name} cannot be read: {error}.", "Fetch it again.") from error
+    head = 4 + 4 * dimensions
+    if len(data) < head or len(data) > LARGEST or data[:4] != bytes((0, 0, 8, dimensions)):
+        raise DataError(f"{file.name} is no idx file of bytes in {dimensions} dimensions.", "Fetch it again.")
+    shape = struct.unpack(f">{dimensions}I", data[4:head])
+    expected = 1
+    for length in shape:
+        expected *= length
+    if expected != len(data) - head:
+        raise DataError(f"{file.name}: its header promises {expected} bytes, found {len(data) - head}.", "Fetch it again.")
+    array: NDArray[np.uint8] = np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+    return array
+
+
+def prepare(raw: Path, params: MnistParams, read: Decoder, report: Report) -> Iterator[Piece]:
+    """PNG folders of the training and test images."""
+    base = _base(raw)
+    if base is None:
+        raise not_there(raw, "MNIST", "mnist", "the four files train-images-idx3-ubyte[.gz], ... are not there")
+    for which, stems in enumerate(FILES):
+        pictures, labels = (_file(raw / base, stem) for stem in stems)
+        assert pictures is not None and labels is not None, "found by _base"
+        pixels, digits = read_idx(pictures, 3), read_idx(labels, 1)
+        if len(pixels) != len(digits) or (len(digits) and digits.max() > 9):
+            raise DataError(f"{pictures.name} and {labels.name}: {len(pixels)} images, {len(digits)} labels, or a label above 9.")
+        yield from class_pieces(ABOUT, which, list(pixels), digits.tolist())
+
+
+_MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+MNIST = DatasetInfo(
+    name="mnist",
+    version=1,
+    title="MNIST (digits as categories)",
+    scan="inpbench.datasets.mnist:scan",
+    params=MnistParams,
+    categories=DIGITS,
+    counts=ABOUT.counts("one_vs_all"),
+    licence="CC BY-SA 3.0",
+    homepage="http://yann.lecun.com/exdb/mnist/",
+    expected_tree="""\
+<root>/training/<digit>/00000.png, <root>/testing/<digit>/00000.png     (or train/ and test/)
+for bench data prepare: train-images-idx3-ubyte[.gz], train-labels-idx1-ubyte[.gz], t10k-...
+--set mnist.protocol=multi_class: even digits normal, odd ones anomalous""",
+    prepare="inpbench.datasets.mnist:prepare",
+    archives=tuple(
+        Archive(url=f"{_MIRROR}{file}", file=file, sha256=sha256)
+        for file, sha256 in {
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        }.items()
+    ),
+)
