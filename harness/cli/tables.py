@@ -73,7 +73,9 @@ def leaderboard(
     from inpbench.harness.statistics import EvidenceStore
 
     if cost and (reported or intervals or metrics or by is not By.mean):
-        raise UsageError("--cost is a table of its own: it has no metrics.", "Leave --reported, --intervals, --metrics and --by out.")
+        raise UsageError(
+            "--cost is a table of its own: it has no metrics.", "Leave --reported, --intervals, --metrics and --by out."
+        )
     store = RecordStore(results_folder(results))
     listing = store.all(**chosen_records(dataset, setting, methods))
     for warning in listing.warnings:
