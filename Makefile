@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup links demo test check benchmarks gpu-check clean
+.PHONY: help setup links demo test check docs benchmarks gpu-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo        train and test INP-Former and Dinomaly on the embedded data set (about three minutes)"
 	@echo "make test        run the tests"
 	@echo "make check       ruff and mypy"
+	@echo "make docs        build the site into build/site"
 	@echo "make benchmarks  print the speed ratios"
 	@echo "make gpu-check   run the checks that need a GPU (any CUDA machine)"
 	@echo "make setup       create $(VENV) and install the package into it"
@@ -39,6 +40,9 @@ check: setup links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	MYPYPATH=build/links $(BIN)/mypy -p inpbench.harness -p inpbench.methods -p inpbench.datasets
+
+docs: setup
+	$(BIN)/mkdocs build --quiet --strict
 
 benchmarks: setup
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -1,0 +1,76 @@
+"""The site: every placeholder has a table, every page is in the navigation, and the tutorial runs as it is printed."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from commands import bench
+
+from inpbench.harness.records import RecordStore
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCS = REPOSITORY / "docs"
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda path: str(path.relative_to(DOCS)))
+def test_placeholders_are_filled(hooks: ModuleType, page: Path) -> None:
+    text = hooks.on_page_markdown(page.read_text(encoding="utf-8"))
+    assert "{{" not in text
+    for line in text.splitlines():
+        assert "None" not in line or not line.startswith("| `"), line
+
+
+def test_tables_come_from_the_code(hooks: ModuleType) -> None:
+    table = hooks.parameters("inp_former")
+    assert "| `inp_num` | `6` |" in table and table.count("\n") > 10
+    assert all(row.split("|")[3].strip() for row in table.splitlines()[2:]), "a parameter without a meaning"
+    with pytest.raises(ValueError, match="unknown placeholder"):
+        hooks.on_page_markdown("{{ nonsense }}")
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r"[\w/]+\.md", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert listed == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed (pip install -e .[dev])")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "soft mining" in (tmp_path / "site" / "methods" / "inp_former.html").read_text(encoding="utf-8")
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    return [shlex.split(line.removeprefix("$ ")) for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = commands_of(DOCS / "tutorial.md")
+    assert len(commands) == 10
+    for command in commands:
+        assert command[0] == "bench"
+        records = RecordStore(Path("runs")).all(method="dinomaly").records
+        arguments = [records[0].id if word == "RECORD" else word for word in command[1:]]
+        outcome = bench(*arguments)
+        assert outcome.code == 0, (command, outcome.err)
+    assert Path("report.html").is_file() and list(Path("history").glob("*.svg"))
