@@ -4,4 +4,5 @@ BUILTIN = {
     "inp_former": "inpbench.methods.inp_former:INFO",
     "dinomaly": "inpbench.methods.dinomaly:INFO",
     "raw_pixel": "inpbench.methods.raw_pixel:INFO",
+    "winclip": "inpbench.methods.winclip:INFO",
 }

@@ -256,7 +256,7 @@ def test_pixels_are_decoded_once(root: Path, cache: Path, monkeypatch: pytest.Mo
     first = training(opened(MVTEC_AD, root)).batch([0, 5])
     files = sorted(cache.glob("*.u8"))
     assert len(files) == 2 and all(f.stat().st_size == 4 * 3 * 28 * 28 for f in files)
-    monkeypatch.setattr(pixels, "read_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(pixels, "read_for", lambda *_: pytest.fail("decoded again"))
     torch.testing.assert_close(training(opened(MVTEC_AD, root)).batch([0, 5]), first, rtol=0, atol=0)
     only = opened(MVTEC_AD, root).select(["carpet"])
     torch.testing.assert_close(training(only).batch([0]), first[:1], rtol=0, atol=0)

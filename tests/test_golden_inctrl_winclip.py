@@ -1,0 +1,40 @@
+"""Golden numbers of InCTRL and WinCLIP: every case of the folder, dispatched by its kind; an unknown kind fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import golden
+import golden_winclip
+import pytest
+from golden import Case
+
+FAMILY = "inctrl_winclip"
+KINDS: dict[str, Callable[[Case], None]] = {
+    "winclip_anomalib": golden_winclip.check_anomalib,
+    "winclip_malalab": golden_winclip.check_mala_lab,
+}
+
+
+def kind_of(case: Case) -> str:
+    return str(case.config.get("kind", case.name))
+
+
+def handler(kind: str) -> Callable[[Case], None]:
+    assert kind in KINDS, f"a golden case of {FAMILY} is of a kind that this runner does not know: {kind}; known: {', '.join(KINDS)}"
+    return KINDS[kind]
+
+
+@pytest.mark.parametrize("name", golden.case_names(FAMILY))
+def test_case(name: str) -> None:
+    case = golden.read_case(FAMILY, name)
+    handler(kind_of(case))(case)
+
+
+def test_an_unknown_kind_fails() -> None:
+    with pytest.raises(AssertionError, match="does not know"):
+        handler("something_else")
+
+
+def test_the_family_is_not_empty() -> None:
+    assert golden.case_names(FAMILY), "no golden case of InCTRL and WinCLIP was found"
