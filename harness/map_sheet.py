@@ -61,9 +61,7 @@ def draw_sheet(
     preprocess: Preprocess = cell.params.preprocess
     by_name = {sample.image: sample for sample in cell.manifest.samples}
     names = {i: samples["image"][i] for i in chosen}
-    inputs = {
-        i: image_at_crop(read_for(cell.manifest.root / name, name, preprocess), preprocess) for i, name in names.items()
-    }
+    inputs = {i: image_at_crop(read_for(cell.manifest.root / name, name, preprocess), preprocess) for i, name in names.items()}
     parts = _explained(method, inputs, preprocess, device)
     rows = []
     for i, why in chosen.items():

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 FOLDER_VARIABLE = "INPBENCH_WEIGHTS"
 RANDOM = "random"
-# Where published checkpoints keep the network: MAE, DeiT, BEiT, D-iGPT use `model`, MoCo and iBOT `state_dict`, InCTRL `model_state`.
+# Where published checkpoints keep the network: MAE, DeiT, BEiT, D-iGPT use `model`, MoCo and iBOT `state_dict`,
+# InCTRL `model_state`.
 _CONTAINERS = ("model", "state_dict", "teacher", "model_state")
 
 _hashes: dict[tuple[str, int, int], str] = {}  # (path, mtime in ns, size) -> sha256

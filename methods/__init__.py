@@ -4,5 +4,6 @@ BUILTIN = {
     "inp_former": "inpbench.methods.inp_former:INFO",
     "dinomaly": "inpbench.methods.dinomaly:INFO",
     "raw_pixel": "inpbench.methods.raw_pixel:INFO",
+    "inctrl": "inpbench.methods.inctrl:INFO",
     "winclip": "inpbench.methods.winclip:INFO",
 }

@@ -3,7 +3,7 @@
     embed  X = [CLS, patches] + positions       (B, 1 + N, W), before ln_pre
     blocks Z = block_12 ( ... block_1(ln_pre(X)))    on any subset of X's tokens, attention inside the subset
     project  ln_post(Z's CLS) @ proj            (B, E), not normalised
-`model` holds the parameters under open_clip's names: official files and checkpoints load into it. The tokenizer ships with open_clip.
+`model` holds the parameters under open_clip's names: official files and checkpoints load into it. The tokenizer is open_clip's own.
 With the fast engine the text tower runs on the longest prompt's tokens only: its mask is causal, so what follows cannot matter.
 """
 
@@ -131,7 +131,7 @@ class ClipTowers(nn.Module):
         first = embedded[:, :1, None].expand(-1, count, 1, -1)
         sequences = torch.cat((first, embedded[:, index]), dim=2).flatten(0, 1)  # (B * J, 1 + n, W)
         pooled = []
-        for part in sequences.split(SEQUENCES):
+        for part in torch.split(sequences, SEQUENCES):  # type: ignore[no-untyped-call]
             last = part
             for last in self.blocks(part):  # noqa: B007 - the last output is what is wanted
                 pass

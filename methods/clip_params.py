@@ -1,7 +1,7 @@
 """The CLIP networks by name and the parameters that CLIP methods share; importing this file imports no torch.
 
-`ViT-B-16-plus-240` is the only network of the originals. WinCLIP's numbers are of its weights after epoch 31 of LAION-400M, InCTRL's
-after epoch 32: two files, never to be exchanged (open_clip's own table of hubs gives the 31 one under both names).
+`ViT-B-16-plus-240` is the only network of the originals. WinCLIP's numbers are of its weights after epoch 31 of LAION-400M,
+InCTRL's after epoch 32: two files, never to be exchanged (open_clip's table of hubs has the first one under both names).
 `tiny` has no published weights: it is there to try a command out in seconds, with `--weights random`.
 """
 
@@ -130,8 +130,7 @@ def clip_weights(params: ClipParams) -> tuple[WeightSpec, ...]:
 def clip_preprocess(architecture: ClipArchitecture, *, squash: bool, own_mode: bool) -> Preprocess:
     """Bicubic, CLIP's normalisation.
 
-    squash: both sides are resized to the network's, aspect ratio not kept; else the shorter one is, and the ends of the longer one are
-    cut off.
+    squash: both sides are resized to the network's, aspect ratio not kept; else the shorter one is, and the longer one is cut.
     """
     side = architecture.image
     return Preprocess(

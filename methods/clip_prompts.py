@@ -76,7 +76,7 @@ ANOMALIB = (
     "a photo of a {} for anomaly detection.",
 )
 # InCTRL describes these (CIFAR-10's classes and their union) by one prompt each.
-NATURAL = frozenset("airplane automobile bird cat deer dog frog horse ship truck animal".split())
+NATURAL = frozenset({"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck", "animal"})
 
 
 def object_name(category: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import golden
+import golden_inctrl
 import golden_winclip
 import pytest
 from golden import Case
@@ -13,6 +14,9 @@ FAMILY = "inctrl_winclip"
 KINDS: dict[str, Callable[[Case], None]] = {
     "winclip_anomalib": golden_winclip.check_anomalib,
     "winclip_malalab": golden_winclip.check_mala_lab,
+    "inctrl_eval": golden_inctrl.check_eval,
+    "inctrl_train": golden_inctrl.check_training,
+    "init": golden_inctrl.check_start,
 }
 
 
@@ -21,7 +25,9 @@ def kind_of(case: Case) -> str:
 
 
 def handler(kind: str) -> Callable[[Case], None]:
-    assert kind in KINDS, f"a golden case of {FAMILY} is of a kind that this runner does not know: {kind}; known: {', '.join(KINDS)}"
+    assert kind in KINDS, (
+        f"a golden case of {FAMILY} is of a kind that this runner does not know: {kind}; known: {', '.join(KINDS)}"
+    )
     return KINDS[kind]
 
 

@@ -6,10 +6,10 @@
     map = zero-shot map, with references (zero-shot + few-shot) / 2;  score = z, with references (z + max few-shot map) / 2
 `variant=mala_lab`: scale 100 instead of 1/0.07, one template more, patches before ln_post, and no zero-shot map: its map is the
 few-shot one, or z everywhere (pixel metrics of chance).
-Known deviations: the resize rounds to 8 bit (anomalib resizes floats: differences of half a grey level); everything is float32 where
-mala_lab evaluates in half precision (1e-3 of a score); non-square images are squashed by every variant, where mala_lab cuts
-them into square tiles (tiles.py) and, with fewer or more references than four, stops. The map is smoothed by the bench as any
-other; anomalib's is not. anomalib 2.7.0 itself, with open_clip >= 2.26, lets attention run across windows: not reproduced.
+Known deviations: the resize rounds to 8 bit (anomalib resizes floats: differences of half a grey level); everything is float32
+where mala_lab evaluates in half precision (1e-3 of a score); non-square images are squashed by every variant, where mala_lab cuts
+them into square tiles (official.py); any number of references works, where mala_lab's code takes four. The bench smooths the map
+as any other; anomalib does not. anomalib 2.7.0 itself, with open_clip >= 2.26, lets attention run across windows: not reproduced.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class WinClip:
 
     def enter(self, category: str, references: TrainingSet | None) -> None:
         """Encode the category's words and references; `UsageError` in few_shot without any."""
-        size = (self.params.architecture.image,) * 2
+        size = (self.towers.architecture.image,) * 2
         blank = torch.empty(0, 3, *size, device=self.ctx.device, dtype=self.ctx.dtype)
         images = self._kept.enter(category, references, blank, needed=self.ctx.setting == "few_shot")
         self._text = self.prototypes(category)

@@ -1,6 +1,6 @@
 """What the WinCLIP repository (variant mala_lab) does around its network: tiles, drawn references, metrics.
 
-`bench run` does none of it: it squashes images that are not square, draws references without replacement and reports its own metrics.
+`bench run` does none of it: it squashes images that are not square, draws references without replacement, has its own metrics.
 These functions are for scripts that compare with the repository's own numbers, and for the golden tests of this reading of it.
 """
 
@@ -36,7 +36,7 @@ def reference_choice(count: int, shots: int) -> list[int]:
 
 
 def trapezoid_aupr(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Area under the precision-recall curve by the trapezoid rule; the bench's I-AP (as InCTRL's) is the step-wise average precision.
+    """Area under the precision-recall curve by the trapezoid rule; the bench's I-AP (as InCTRL's) is the step-wise sum.
 
     scores: (N,), higher is more anomalous; labels: (N,), 0 or 1, both present.
     """

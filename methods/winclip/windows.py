@@ -1,6 +1,8 @@
 """Windows on the token grid, and the harmonic mean that turns window scores into a map.
 
-    S(i) = n_i / sum over the windows j that cover patch i of 1 / score(j)        n_i: their number
+    S(i) = n_i / sum over the windows j that cover patch i of 1 / score(j)
+
+n_i is the number of these windows: 1 in a corner, scale^2 inside.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Golden cases of WinCLIP and InCTRL: networks of the case's sizes, formula weights through the official loader, strided arrays.
 
 A stored array is every stride-th element of the full array in C order; `sum` and `abs_sum` are of the full array.
-Tolerances are relative to the largest absolute expected value: 1e-10 for what is computed once (independent implementations agree to 2e-16
-to 1e-13), 1e-9 after optimiser steps (8e-11 seen).
+Tolerances are relative to the largest absolute expected value: 1e-10 for what is computed once (independent implementations agree
+to 2e-16 to 1e-13), 1e-9 after optimiser steps (8e-11 seen).
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class Strided:
         close(name, part.reshape(stored.shape), stored, tolerance)
         if "sum" in info:
             for label, found in (("sum", full.astype(np.float64).sum()), ("abs_sum", np.abs(full.astype(np.float64)).sum())):
-                assert abs(found - info[label]) <= max(tolerance, 1e-12) * info["abs_sum"], f"{name} {label}: {found}, {info[label]}"
+                assert abs(found - info[label]) <= max(tolerance, 1e-12) * info["abs_sum"], (
+                    f"{name} {label}: {found}, {info[label]}"
+                )
 
     def check_if_present(self, name: str, actual: Any, tolerance: float = ONCE) -> None:
         if name in self:
