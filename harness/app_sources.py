@@ -95,7 +95,7 @@ def record_sources(
                 raise NothingError(f"No record '{id}' in {store.folder}.", "Type: bench leaderboard --json")
             records.append(found)
     else:
-        records = list(store.all(method="inp_former", status="done"))
+        records = list(store.all(method="inp_former", status=("done", "trained")))
     sources = []
     for record in records:
         folder = models_folder(store, record)

@@ -15,6 +15,7 @@ from inpbench.harness import params as parameters
 from inpbench.harness.api import Context, MethodInfo
 from inpbench.harness.atomic import write_bytes
 from inpbench.harness.errors import PrerequisiteError, RecordError, UsageError, WeightsError, did_you_mean
+from inpbench.harness.marks import TOLD
 from inpbench.harness.records import Record, RecordStore
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.snapshots import FolderSnapshots
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
 
 def models_folder(store: RecordStore, record: Record) -> Path:
-    """Where the models of a record lie."""
-    if is_shared(record.identity):
-        found = trained_file(store, record.identity)
-        return shared_folder(store, record.identity) if found is None else found[0].parent
-    return store.path_of(record.identity).with_suffix(".models")
+    """Where the models of a record lie: beside it, or, where only a shared training made them, in the folder of that."""
+    own = store.path_of(record.identity).with_suffix(".models")
+    if not is_shared(record.identity) or own.is_dir():
+        return own
+    found = trained_file(store, record.identity)
+    return shared_folder(store, record.identity) if found is None else found[0].parent
 
 
 def shared_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path:
@@ -43,7 +45,10 @@ def shared_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path:
 
 
 def trained_file(store: RecordStore, identity: Mapping[str, Any]) -> tuple[Path, float] | None:
-    """The kept model of the training behind a cell, and the seconds it took: the shared one, or that of the source's own record."""
+    """The kept model of the training behind a cell, and the seconds it took: the shared one, or that of the source's own record.
+
+    Not of a record whose method is told the category: that model also knows the references of the categories tested there.
+    """
     shared = shared_folder(store, identity) / "all.safetensors"
     if shared.is_file():
         return shared, _fit_seconds(shared)
@@ -51,9 +56,48 @@ def trained_file(store: RecordStore, identity: Mapping[str, Any]) -> tuple[Path,
     same = {"method": identity["method"], "seed": identity["seed"], "setting": identity["source"]["setting"]}
     for record in store.all(status="done", **same):
         path = store.path_of(record.identity).with_suffix(".models") / "all.safetensors"
-        if record.identity["source"] is None and training_id(record.identity) == wanted and path.is_file():
+        if is_shared(record.identity) or TOLD in record.marks:
+            continue
+        if training_id(record.identity) == wanted and path.is_file():
             return path, float(record.cost.get("fit_s") or 0.0)
     return None
+
+
+def kept_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path | None:
+    """Where a cell finds models that were trained as its own would be; None where nothing is kept.
+
+    Its own record's, the shared ones, or those of a record that differs in scoring and metrics alone, which training never sees.
+    """
+    if is_shared(identity):
+        found = trained_file(store, identity)
+        return None if found is None else found[0].parent
+    wanted, alike = training_id(identity), ("dataset", "setting", "method", "seed", "shots")
+    candidates = [store.path_of(identity)]
+    candidates += [
+        store.path_of(record.identity)
+        for record in store.all(**{key: identity[key] for key in alike})
+        if not is_shared(record.identity) and training_id(record.identity) == wanted
+    ]
+    folders = (path.with_suffix(".models") for path in candidates)
+    return next((folder for folder in folders if any(folder.glob("*.safetensors"))), None)
+
+
+def kept_state(store: RecordStore, identity: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], float]:
+    """The tensors of a kept model by its name, and the seconds that its training took (0 where they are not known).
+
+    Raises `PrerequisiteError` where it is not kept, `WeightsError` for a broken file.
+    """
+    folder = kept_folder(store, identity)
+    path = None if folder is None else folder / f"{name}.safetensors"
+    if path is None or not path.is_file():
+        raise PrerequisiteError(f"The model '{name}' is not kept, and --phase test trains nothing.", "Leave --phase out.")
+    return read_model(path), _fit_seconds(path)
+
+
+def is_trained(store: RecordStore, identity: Mapping[str, Any]) -> bool:
+    """Whether a cell can be tested without training: a model of it is kept, or lies ready in its unfinished work."""
+    ready = store.path_of(identity).with_suffix(".work").glob("models/*/fitted.pt")
+    return any(True for _ in ready) or kept_folder(store, identity) is not None
 
 
 def _fit_seconds(path: Path) -> float:
@@ -67,11 +111,9 @@ def _fit_seconds(path: Path) -> float:
 
 
 def save_model(folder: Path, name: str, record_id: str, state: Mapping[str, Tensor], *, fit_s: float | None = None) -> None:
-    """Write one model atomically; a method that learns no tensors leaves no file. fit_s: seconds of training."""
+    """Write one model atomically, of no tensor at all where a method learned none. fit_s: seconds of training."""
     from safetensors.torch import save
 
-    if not state:
-        return
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     header = {"format": "pt", "record": record_id, "model": name} | ({} if fit_s is None else {"fit_s": repr(fit_s)})
     folder.mkdir(parents=True, exist_ok=True)

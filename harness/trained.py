@@ -72,21 +72,23 @@ def from_record(
     weight_store = WeightStore(weights or ("random" if "random" in encoders else None), download=download)
     with tempfile.TemporaryDirectory() as scratch:
         method = rebuild(record, weight_store, device, state, Path(scratch))
-    samples = store.read_samples(record)
+    samples = store.read_samples(record) if record.status != "trained" else {}  # of `--phase train`: nothing is scored yet
     chosen = category or (name if name in samples else None)  # a model of single_class has its category's name
     if chosen is not None and chosen not in samples:
         raise UsageError(
             f"Record {record.id12} has no category '{chosen}'. {did_you_mean(chosen, samples)}", "Leave --category out."
         )
     tables = list(samples.values()) if chosen is None else [samples[chosen]]
+    scores = np.concatenate([table["score"] for table in tables]) if tables else None
+    labels = np.concatenate([table["label"] for table in tables]) if tables else None
     return Trained(
         method,
         _preprocess(record.identity["method"], parameters.from_plain(record.identity["params"])),
         scoring_of(record.identity["scoring"]),
         f"{record.label} of record {record.id12}, model {name}",
         {"record": record.id, "label": record.label, "model": name, "marks": record.marks},
-        np.concatenate([table["score"] for table in tables]),
-        np.concatenate([table["label"] for table in tables]),
+        scores,
+        labels,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import golden
 import golden_inctrl
+import golden_inctrl_tables
 import golden_winclip
 import pytest
 from golden import Case
@@ -17,11 +18,19 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "inctrl_eval": golden_inctrl.check_eval,
     "inctrl_train": golden_inctrl.check_training,
     "init": golden_inctrl.check_start,
+    "misc": golden_inctrl_tables.check_tables,
+    "preprocess": golden_inctrl_tables.check_preprocess,
 }
 
 
 def kind_of(case: Case) -> str:
-    return str(case.config.get("kind", case.name))
+    """Its `kind`; the two files of tables have none, and are told apart by what they hold, whatever they are called."""
+    if "kind" in case.config:
+        return str(case.config["kind"])
+    if "sampler" in case.config or "scramble" in case.config:
+        return "misc"
+    starts = "cases" in case.config and all("vision_cfg" in entry for entry in case.config["cases"])
+    return "init" if starts else case.name
 
 
 def handler(kind: str) -> Callable[[Case], None]:

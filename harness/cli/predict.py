@@ -215,9 +215,9 @@ def _threshold(
     if rule.kind == "value":
         return thresholds.Threshold(rule.number, text, "given")
     if normal is None and not recorded:
-        why = (
-            "tiles have other scores than the record's whole images" if trained.scores is not None else "a checkpoint has no scores"
-        )
+        why = "this model has no scores of test images"
+        if trained.scores is not None:
+            why = "tiles have other scores than the record's whole images"
         raise UsageError(
             f"--threshold {text}: {why}.", "Type: --normal DIR --threshold quantile=0.995, with a folder of normal images"
         )
