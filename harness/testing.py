@@ -4,7 +4,8 @@
         check()                       # raises AssertionError with the reason
 
 Methods are built with their cheapest preset (`smoke`, else the defaults), the built-in encoder where they take one, and a few
-images of stripes held in memory; a check takes seconds on one core. `bench doctor NAME` and pytest run the same checks.
+images of stripes held in memory, in multi_class or the first setting they have; a method that is told the category enters one. A
+check takes seconds on one core. `bench doctor NAME` and pytest run the same checks.
 """
 
 from __future__ import annotations
@@ -80,16 +81,26 @@ class StoppedError(Exception):
 
 @dataclass
 class Stripes:
-    """A training set in memory: oblique stripes with a little noise, two categories. Implements `harness.api.TrainingSet`."""
+    """A training set in memory: oblique stripes with a little noise, two categories. Implements `harness.api.TrainingSet`.
+
+    anomalies: every fifth image has a spot and label 1. numbers: which images, where they are not the first `count`.
+    """
 
     size: tuple[int, int]
     count: int
     dtype: torch.dtype
     samples: Sequence[Sample] = field(default_factory=list)
     categories: Sequence[str] = ("fine", "coarse")
+    anomalies: bool = False
+    numbers: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        self.samples = [Sample(f"{i:03d}.png", self.categories[i % 2], "train", 0) for i in range(self.count)]
+        self.numbers = self.numbers or range(self.count)
+        self.samples = [Sample(f"{i:03d}.png", self.categories[i % 2], "train", self._label(i)) for i in self.numbers]
+        self.categories = [category for category in self.categories if any(s.category == category for s in self.samples)]
+
+    def _label(self, number: int) -> int:
+        return int(self.anomalies and number % 5 == 4)
 
     def __len__(self) -> int:
         return self.count
@@ -113,19 +124,27 @@ class Stripes:
         """Images (B, 3, H, W)."""
         import torch
 
-        return torch.stack([self.image(int(index)) for index in indices])
+        return torch.stack([self._of(index) for index in indices])
+
+    def _of(self, index: int) -> Tensor:
+        number = int(self.numbers[index])
+        return self.image(number, spot=self._label(number) == 1)
 
     def masks(self, indices: Sequence[int]) -> Tensor:
-        """No anomaly anywhere: (B, H, W), all False."""
+        """The spots of anomalous images: (B, H, W) bool."""
         import torch
 
-        return torch.zeros(len(indices), *self.size, dtype=torch.bool)
+        height, width = self.size
+        masks = torch.zeros(len(indices), height, width, dtype=torch.bool)
+        spotted = torch.tensor([self.samples[int(index)].label == 1 for index in indices], dtype=torch.bool)
+        masks[spotted, height // 3 : height // 2, width // 3 : width // 2] = True
+        return masks
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """The images as bytes: (B, 3, h, w) uint8; nothing is cropped here, so at the same size."""
         import torch
 
-        return torch.stack([self.image(int(index)) for index in indices]).mul(32).add(128).clamp(0, 255).to(torch.uint8)
+        return self.batch(indices).mul(32).add(128).clamp(0, 255).to(torch.uint8)
 
 
 class Bench:
@@ -134,6 +153,8 @@ class Bench:
     def __init__(self, info: MethodInfo) -> None:
         encoder = {"encoder": "builtin"} if "encoder" in parameters.field_types(info.params) else {}
         self.info = info
+        usable = [name for name in SETTINGS if name in info.settings]
+        self.setting = SETTINGS["multi_class" if "multi_class" in usable or not usable else usable[0]]
         self.params = parameters.build(info.name, info.params, info.presets.get("smoke", {}), encoder)
 
     def make(self, *, seed: int = 1, snapshots: MemorySnapshots | None = None) -> Any:
@@ -147,23 +168,31 @@ class Bench:
             device=torch.device("cpu"),
             dtype=torch.float32,
             seed=seed,
-            setting="multi_class",
+            setting=self.setting.name,
             weights=NoWeights(),
             snapshots=snapshots or MemorySnapshots(),
             progress=lambda done, total, text="", **numbers: None,
+            shots=self.setting.shots[0] if self.setting.shots else 0,
         )
         return resolve(self.info.target)(self.params, context)
 
     def train_set(self) -> Stripes:
-        """Twenty images: more than one batch of the presets' sizes, with a remainder."""
+        """Twenty images: more than one batch of the presets' sizes, with a remainder; four anomalous ones in generalist."""
         import torch
 
-        return Stripes(self.params.preprocess.crop, 20, torch.float32)
+        return Stripes(self.params.preprocess.crop, 20, torch.float32, anomalies=self.setting.name == "generalist")
 
     def fitted(self, **options: Any) -> Any:
-        """A method after `fit`."""
+        """A method after `fit` (where it learns), told the first category where it wants to know it."""
+        import torch
+
         method = self.make(**options)
-        method.fit(self.train_set())
+        if self.setting.name not in self.info.untrained:
+            method.fit(self.train_set())
+        if self.info.told_category:
+            shown = range(0, 2 * (self.setting.shots[0] if self.setting.shots else 5), 2)
+            part = Stripes(self.params.preprocess.crop, len(shown), torch.float32, numbers=shown)
+            method.enter("fine", None if self.setting.name == "zero_shot" else part)
         return method
 
     def images(self, count: int = 4) -> Tensor:
@@ -227,8 +256,12 @@ def check_state(bench: Bench) -> None:
     import torch
 
     method = bench.fitted()
-    copy = bench.make(seed=9)
+    # Random weights in the place of a file are a function of the seed, and no part of the state.
+    drawn = any(spec.source == "file" for spec in bench.info.weights(bench.params))
+    copy = bench.make(seed=1 if drawn else 9)
     copy.load_state({key: value.clone() for key, value in method.state().items()})
+    if bench.info.told_category:
+        copy.enter("fine", None)  # what it was shown is a part of its state
     first, second = method.predict(bench.images()).amap, copy.predict(bench.images()).amap
     assert torch.equal(first, second), "maps differ after a state round trip"
 
