@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inpbench.harness import params as parameters
-from inpbench.harness.api import Context, MethodInfo
+from inpbench.harness.api import Context, MethodInfo, Preprocess
 from inpbench.harness.atomic import write_bytes
 from inpbench.harness.errors import PrerequisiteError, RecordError, UsageError, WeightsError, did_you_mean
 from inpbench.harness.marks import TOLD
@@ -120,6 +120,16 @@ def save_model(folder: Path, name: str, record_id: str, state: Mapping[str, Tens
     write_bytes(folder / f"{name}.safetensors", save(tensors, header))
 
 
+def model_for(identity: Mapping[str, Any], category: str | None) -> str | None:
+    """The name of the model that a record tested a category with; None where it has one for all, or does not know the category."""
+    if category is None or category not in identity["categories"]:
+        return None
+    if identity["setting"] == "single_class":
+        return category
+    groups = identity.get("groups", {})  # cross_class: the model of the other group
+    return next((name for name, members in groups.items() if category not in members), None)
+
+
 def load_model(store: RecordStore, record: Record, name: str | None) -> tuple[str, dict[str, Tensor]]:
     """The tensors of a model of a record (its only one, where no name is given).
 
@@ -151,6 +161,14 @@ def read_model(path: Path) -> dict[str, Tensor]:
         return dict(load(path.read_bytes()))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read: {error}.", "Run the cell again with --force.") from error
+
+
+def preprocess_of(record: Record) -> Preprocess:
+    """How a record's images became inputs of its method."""
+    info = METHODS.get(record.identity["method"])
+    preprocess = parameters.build(info.name, info.params, parameters.from_plain(record.identity["params"])).preprocess
+    assert isinstance(preprocess, Preprocess)
+    return preprocess
 
 
 def rebuild(record: Record, weights: Weights, device: torch.device, state: Mapping[str, Tensor], scratch: Path) -> Any:

@@ -220,6 +220,7 @@ def _train(record: Record, cell: Cell, work: Path, options: Options, progress: P
         method, _, fit_s = _trained_method(cell, unit, work, options, progress, cost, store)
         if options.keep_models and not is_shared(cell.identity):
             save_model(work.with_suffix(".models"), unit, cell.id, method.state(), fit_s=fit_s)
+        enter(cell, units_of(cell)[unit].tested[0], method, options, progress)  # whose operations are counted
         count_cost(method, cell.params.preprocess.crop, options, cost)
         del method
         _free(options)

@@ -104,10 +104,12 @@ def support_of(cell: Cell) -> list[Sample] | None:
 def decoded_for_training(cell: Cell) -> Sequence[Sample] | None:
     """The training images of the tested set that a cell decodes beforehand, to train on or as references.
 
-    Its support where it has one, none where it learned from another set, else (None) all of them.
+    Its support where it has one, none where it learned from another set or from a checkpoint, else (None) all of them.
     """
+    assert cell.request is not None
     support = support_of(cell)
-    return () if support is None and cell.setting.source else support
+    unread = cell.request.checkpoint is not None and not cell.method.told_category
+    return () if support is None and (cell.setting.source or unread) else support
 
 
 def images_of(
