@@ -131,7 +131,7 @@ class ClipTowers(nn.Module):
         first = embedded[:, :1, None].expand(-1, count, 1, -1)
         sequences = torch.cat((first, embedded[:, index]), dim=2).flatten(0, 1)  # (B * J, 1 + n, W)
         pooled = []
-        for part in torch.split(sequences, SEQUENCES):  # type: ignore[no-untyped-call]
+        for part in torch.split(sequences, SEQUENCES):
             last = part
             for last in self.blocks(part):  # noqa: B007 - the last output is what is wanted
                 pass

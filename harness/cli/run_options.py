@@ -90,6 +90,12 @@ Limit = Annotated[
 Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", metavar="FILE", help="An official model.pth to test instead of training.")
 ]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts", metavar="DIR", help="<category>.pt files of normal images, as InCTRL's authors publish them, not drawn ones."
+    ),
+]
 PhaseName = Annotated[
     Phase,
     typer.Option("--phase", help="train: train and keep the model, test later; test: a kept model or --checkpoint, never trains."),
