@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from inpbench.harness import params as parameters
 from inpbench.harness.api import Context, MethodInfo, Sample, WeightSpec
 from inpbench.harness.registry import METHODS, resolve
-from inpbench.harness.settings import SETTINGS
+from inpbench.harness.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ class Stripes:
     count: int
     dtype: torch.dtype
     samples: Sequence[Sample] = field(default_factory=list)
-    categories: Sequence[str] = ("fine", "coarse")
+    categories: Sequence[str] = ("fine", "coarse")  # even and odd numbers
     anomalies: bool = False
     numbers: Sequence[int] = ()
 
@@ -147,6 +147,10 @@ class Stripes:
         return self.batch(indices).mul(32).add(128).clamp(0, 255).to(torch.uint8)
 
 
+def _shots(setting: Setting) -> int:
+    return setting.shots[0] if setting.shots else 0
+
+
 class Bench:
     """Builds a method the way the runner does, small and in memory."""
 
@@ -157,42 +161,56 @@ class Bench:
         self.setting = SETTINGS["multi_class" if "multi_class" in usable or not usable else usable[0]]
         self.params = parameters.build(info.name, info.params, info.presets.get("smoke", {}), encoder)
 
-    def make(self, *, seed: int = 1, snapshots: MemorySnapshots | None = None) -> Any:
+    def make(self, *, seed: int = 1, snapshots: MemorySnapshots | None = None, setting: Setting | None = None) -> Any:
         """A fresh, untrained method."""
         import torch
 
         from inpbench.harness.runner import seed_everything
 
+        setting = setting or self.setting
         seed_everything(seed)
         context = Context(
             device=torch.device("cpu"),
             dtype=torch.float32,
             seed=seed,
-            setting=self.setting.name,
+            setting=setting.name,
             weights=NoWeights(),
             snapshots=snapshots or MemorySnapshots(),
             progress=lambda done, total, text="", **numbers: None,
-            shots=self.setting.shots[0] if self.setting.shots else 0,
+            shots=_shots(setting),
         )
         return resolve(self.info.target)(self.params, context)
 
-    def train_set(self) -> Stripes:
-        """Twenty images: more than one batch of the presets' sizes, with a remainder; four anomalous ones in generalist."""
+    def train_set(self, setting: Setting | None = None) -> Stripes:
+        """Twenty images: more than one batch of the presets' sizes, with a remainder; four anomalous ones in generalist.
+
+        In few_shot k images of each category.
+        """
         import torch
 
-        return Stripes(self.params.preprocess.crop, 20, torch.float32, anomalies=self.setting.name == "generalist")
+        setting = setting or self.setting
+        count = 2 * _shots(setting) if setting.shots and not setting.anomalies else 20
+        return Stripes(self.params.preprocess.crop, count, torch.float32, anomalies=setting.anomalies)
 
-    def fitted(self, **options: Any) -> Any:
+    def references(self, category: str, setting: Setting | None = None) -> Stripes | None:
+        """Normal images of one category, as the setting allows."""
+        import torch
+
+        setting = setting or self.setting
+        if setting.source and not setting.shots:
+            return None
+        first, count = Stripes.categories.index(category), _shots(setting) or 5
+        numbers = range(first, first + 2 * count, 2)
+        return Stripes(self.params.preprocess.crop, count, torch.float32, numbers=numbers)
+
+    def fitted(self, *, setting: Setting | None = None, **options: Any) -> Any:
         """A method after `fit` (where it learns), told the first category where it wants to know it."""
-        import torch
-
-        method = self.make(**options)
-        if self.setting.name not in self.info.untrained:
-            method.fit(self.train_set())
+        setting = setting or self.setting
+        method = self.make(setting=setting, **options)
+        if setting.name not in self.info.untrained:
+            method.fit(self.train_set(setting))
         if self.info.told_category:
-            shown = range(0, 2 * (self.setting.shots[0] if self.setting.shots else 5), 2)
-            part = Stripes(self.params.preprocess.crop, len(shown), torch.float32, numbers=shown)
-            method.enter("fine", None if self.setting.name == "zero_shot" else part)
+            method.enter(Stripes.categories[0], self.references(Stripes.categories[0], setting))
         return method
 
     def images(self, count: int = 4) -> Tensor:
@@ -209,8 +227,12 @@ def check_info(bench: Bench) -> None:
     assert dataclasses.is_dataclass(info.params), "params is not a dataclass"
     assert info.params.__dataclass_params__.frozen, "params is not frozen"  # type: ignore[attr-defined]
     json.dumps(parameters.plain(info.params()))
-    unknown = info.settings - set(SETTINGS)
+    unknown = (info.settings | info.untrained) - set(SETTINGS)
     assert not unknown, f"unknown settings: {sorted(unknown)}"
+    assert info.settings, "it supports no setting"
+    assert info.untrained <= info.settings, f"untrained in settings that it has not: {sorted(info.untrained - info.settings)}"
+    prompted = [name for name in info.settings if SETTINGS[name].anomalies]
+    assert info.told_category or not prompted, f"{prompted} shows normal images through `enter`: told_category must be True"
     assert info.presets.get("paper") == {}, "the preset `paper` must be the defaults: {}"
     for name, preset in info.presets.items():
         assert hasattr(parameters.build(info.name, info.params, preset), "preprocess"), f"preset {name}: params have no preprocess"
@@ -261,7 +283,7 @@ def check_state(bench: Bench) -> None:
     copy = bench.make(seed=1 if drawn else 9)
     copy.load_state({key: value.clone() for key, value in method.state().items()})
     if bench.info.told_category:
-        copy.enter("fine", None)  # what it was shown is a part of its state
+        copy.enter(Stripes.categories[0], None)  # what it was shown is a part of its state
     first, second = method.predict(bench.images()).amap, copy.predict(bench.images()).amap
     assert torch.equal(first, second), "maps differ after a state round trip"
 
@@ -292,14 +314,90 @@ def check_purity(bench: Bench) -> None:
     assert torch.equal(first, method.predict(images).amap), "a second predict() gives other maps"
 
 
+def check_category(bench: Bench) -> None:
+    """`enter` and `told_category` go together; categories do not mix, and what was seen of one is kept."""
+    import torch
+
+    target = resolve(bench.info.target)
+    assert hasattr(target, "enter") == bench.info.told_category, "`enter` and MethodInfo.told_category do not agree"
+    if not bench.info.told_category:
+        return
+    method, (one, other), images = bench.fitted(), Stripes.categories, bench.images()
+    first = method.predict(images).amap.clone()
+    method.enter(other, bench.references(other))
+    method.predict(images)
+    method.enter(one, None)
+    again = method.predict(images).amap
+    assert torch.equal(first, again), f"maps of '{one}' differ after '{other}' was entered and left"
+
+
+def check_settings(bench: Bench) -> None:
+    """Every declared setting runs, and every other one is refused with a reason."""
+    import torch
+
+    from inpbench.harness.plan import unsupported
+
+    for setting in SETTINGS.values():
+        if setting.name not in bench.info.settings:
+            assert unsupported(bench.info, setting), f"{setting.name} is not declared, and not refused"
+            continue
+        prediction = bench.fitted(setting=setting).predict(bench.images(2))
+        assert torch.isfinite(prediction.amap).all(), f"{setting.name}: amap has NaN or infinite values"
+
+
+def check_trace(bench: Bench) -> None:
+    """Training and predicting leave torch as it was: gradients, default dtype and device, precision, determinism, threads."""
+    before = _torch_state()
+    method = bench.fitted()
+    assert _torch_state() == before, f"fit() leaves a trace: {_differences(before, _torch_state())}"
+    method.predict(bench.images(2))
+    assert _torch_state() == before, f"predict() leaves a trace: {_differences(before, _torch_state())}"
+
+
+def _torch_state() -> dict[str, Any]:
+    """What a method could leave changed for the next one."""
+    import torch
+
+    return {
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.backends.cudnn.enabled),
+        "threads": torch.get_num_threads(),
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "autocast": torch.is_autocast_enabled(),
+    }
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
+
+
+def check_selection(bench: Bench) -> None:
+    """`params.selection` is `last` or `oracle`; the defaults look at no test label, and an oracle has `consult`."""
+    for name, preset in bench.info.presets.items():
+        params = parameters.build(bench.info.name, bench.info.params, preset)
+        selection = getattr(params, "selection", "last")
+        assert selection in ("last", "oracle"), f"preset {name}: selection is {selection!r}, expected last or oracle"
+        assert selection == "last" or hasattr(resolve(bench.info.target), "consult"), f"preset {name}: an oracle without `consult`"
+        assert selection == "last" or name != "paper", "the defaults are tuned on test labels"
+
+
 CHECKS: tuple[Callable[[Bench], None], ...] = (
     check_info,
+    check_trace,  # before the other checks leave the trace themselves
     check_shapes,
     check_batch_invariance,
     check_seed,
     check_state,
     check_resume,
     check_purity,
+    check_category,
+    check_settings,
+    check_selection,
 )
 
 
