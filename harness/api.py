@@ -195,6 +195,7 @@ class WeightSpec:
     timm: str = ""  # timm model whose hub weights are the same network ("" if none)
     source: Literal["file", "builtin", "package"] = "file"
     version: int = 1  # of built-in weights; enters the identity
+    without: str = "or use --encoder builtin, which needs no file"  # what to type where there is no file, for the message
 
 
 class TrainingSet(Protocol):

@@ -2,6 +2,8 @@
 
 Image: 8-bit RGB. Grey is copied to three channels, a palette is looked up, alpha is dropped (not composed), 16-bit grey is v >> 8
 (PIL's own conversion clips at 255: a white picture). EXIF orientation is not applied, because masks lie on the stored grid.
+`own_mode` keeps the stored mode (16-bit grey: 8-bit grey) until after the crop: PIL resizes a palette without interpolation, and
+colours with alpha weighted by it.
 Mask: each channel becomes 0/255 before any resize: values up to 15 are class numbers (defect: not 0), others are grey (defect:
 above 127). Then, as the originals: resize (PIL, antialiased), centre crop with torchvision's rounding, division by 255.
 Known deviation: a 16-bit mask whose largest value is below 256 holds 8-bit numbers and is not shifted, which would erase it.
@@ -97,22 +99,31 @@ def _is_empty(file: Path) -> bool:
 
 def to_rgb(image: Image.Image, name: str = "") -> Image.Image:
     """8-bit RGB of any mode; `UnreadableError` for modes without a defined scale (32-bit integers, floats, Lab)."""
-    if image.mode == "RGB":
-        return image
+    return image if image.mode == "RGB" else _eight_bit(image, name).convert("RGB")
+
+
+def _eight_bit(image: Image.Image, name: str) -> Image.Image:
+    """The image in its own mode, 16-bit grey as 8-bit grey; `UnreadableError` as `to_rgb`."""
     if image.mode in SIXTEEN_BIT:
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:
             raise UnreadableError(name, f"32-bit values ({grey.min()} to {grey.max()}) have no defined scale")
-        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((grey >> 8).astype(np.uint8))
     if image.mode not in USUAL_MODES and image.mode not in READ_AS:
         raise UnreadableError(name, f"images of mode {image.mode} have no defined conversion to RGB")
     image.info.pop("transparency", None)  # otherwise PIL warns of, and may try to translate, a colour that stands for transparent
-    return image.convert("RGB")
+    return image
 
 
 def read_image(file: Path, name: str = "") -> Image.Image:
     """An image file as 8-bit RGB, (H, W) as stored. Raises `UnreadableError` (a `DataError`) naming the file."""
     return to_rgb(open_image(file, name), name or str(file))
+
+
+def read_for(file: Path, name: str, preprocess: Preprocess) -> Image.Image:
+    """An image file as `image_at_crop` wants it: 8-bit RGB, or in its own mode. Raises `UnreadableError` naming the file."""
+    image = open_image(file, name)
+    return _eight_bit(image, name) if preprocess.own_mode else to_rgb(image, name)
 
 
 def image_size(file: Path, name: str = "") -> Size:
@@ -205,10 +216,10 @@ def crop_box(size: Size, crop: Size) -> tuple[int, int, int, int]:
 
 
 def image_at_crop(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """RGB image -> (3, H, W) uint8 at crop size: the input of a method before it is scaled and normalised."""
+    """An image of `read_for` -> (3, H, W) uint8 at crop size: the input of a method before it is scaled and normalised."""
     height, width = resized_size((image.height, image.width), preprocess)
     how = Image.Resampling[preprocess.interpolation.upper()]
-    pixels = np.asarray(image.resize((width, height), how))
+    pixels = np.asarray(to_rgb(image.resize((width, height), how)))
     top, bottom, left, right = crop_box((height, width), preprocess.crop)
     return np.ascontiguousarray(pixels[top:bottom, left:right].transpose(2, 0, 1))
 

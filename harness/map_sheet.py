@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from inpbench.harness import colours
 from inpbench.harness.atomic import write_bytes
-from inpbench.harness.images import image_at_crop, mask_at_crop, read_image
+from inpbench.harness.images import image_at_crop, mask_at_crop, read_for
 from inpbench.harness.loading import Normaliser, stored_mask
 from inpbench.harness.overlays import GREEN, INK, PAPER, RED, draw_legend
 
@@ -60,9 +60,8 @@ def draw_sheet(
     assert cell.manifest is not None
     preprocess: Preprocess = cell.params.preprocess
     by_name = {sample.image: sample for sample in cell.manifest.samples}
-    inputs = {
-        i: image_at_crop(read_image(cell.manifest.root / samples["image"][i], samples["image"][i]), preprocess) for i in chosen
-    }
+    names = {i: samples["image"][i] for i in chosen}
+    inputs = {i: image_at_crop(read_for(cell.manifest.root / name, name, preprocess), preprocess) for i, name in names.items()}
     parts = _explained(method, inputs, preprocess, device)
     rows = []
     for i, why in chosen.items():

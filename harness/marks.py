@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 TOLD = "told the category of each test image"
 ORACLE = "oracle: tuned on test labels"
-INFORMATION = frozenset({TOLD})
+PROMPTS = "shown the images of prompt files"
+INFORMATION = frozenset({TOLD, PROMPTS})
 
 
 def marks_of(cell: Cell) -> list[str]:
@@ -31,6 +32,8 @@ def marks_of(cell: Cell) -> list[str]:
         marks.append(ORACLE)
     if cell.method.told_category:
         marks.append(TOLD)
+    if "prompts" in cell.identity:
+        marks.append(PROMPTS)
     return marks
 
 

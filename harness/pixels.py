@@ -27,7 +27,7 @@ from inpbench.harness.api import Finding, Preprocess, Sample
 from inpbench.harness.atomic import write_text
 from inpbench.harness.claims import claim
 from inpbench.harness.errors import PrerequisiteError
-from inpbench.harness.images import UnreadableError, image_at_crop, read_image
+from inpbench.harness.images import UnreadableError, image_at_crop, read_for
 from inpbench.harness.params import plain
 from inpbench.harness.roots import cache_folder
 
@@ -80,7 +80,7 @@ def decode_image(manifest: Manifest, preprocess: Preprocess) -> Decode:
 
     def decode(sample: Sample) -> Row:
         try:
-            return image_at_crop(read_image(manifest.root / sample.image, sample.image), preprocess), []
+            return image_at_crop(read_for(manifest.root / sample.image, sample.image, preprocess), preprocess), []
         except UnreadableError as error:
             return None, [Finding(sample.image, "unreadable", error.reason)]
 
@@ -149,6 +149,8 @@ def open_pixels(
     """`open_rows` of images at crop size."""
     geometry = asdict(preprocess)
     what = {"rows": "image", **{key: geometry[key] for key in ("resize", "crop", "shorter_side", "interpolation")}}
+    if preprocess.own_mode:  # named only where it is so: the rows of the other methods keep their names
+        what["own_mode"] = True
     decode, shape = decode_image(manifest, preprocess), (3, *preprocess.crop)
     return open_rows(manifest, samples, decode, shape, what, cache=cache, progress=progress)
 

@@ -53,6 +53,7 @@ class Request:
     engine: Literal["fast", "reference"] = "fast"
     variant: Variant = "exact"
     checkpoint: Path | None = None
+    prompts: Path | None = None  # a folder of <category>.pt, shown in the place of drawn images
     phase: Literal["both", "train", "test"] = "both"  # train: keep the model, test nothing; test: train nothing
 
 
@@ -282,7 +283,9 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
     _check_source(cell, request)
     chosen: dict[str, Any] = {}
     # Which images a checkpoint was trained on is not known; which a method is shown of the category is.
-    if cell.setting.shots and (request.checkpoint is None or cell.method.told_category):
+    if request.prompts is not None:
+        chosen["prompts"] = _prompts(cell, request.prompts)
+    elif cell.setting.shots and (request.checkpoint is None or cell.method.told_category):
         chosen["support"] = draw_of(cell.manifest, cell.shots, cell.seed, prompts=cell.setting.anomalies)
     if cell.setting.unit == "direction":
         chosen["groups"] = groups_of(cell.dataset, cell.manifest.categories)
@@ -316,6 +319,21 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
         "checkpoint": None if request.checkpoint is None else weights.hash_file(request.checkpoint),
         **chosen,
     }
+
+
+def _prompts(cell: Cell, folder: Path) -> dict[str, str]:
+    """Hashes of the prompt files of the tested categories; `UsageError` where they would not be all that a method sees of them."""
+    from inpbench.harness.prompt_files import prompt_hashes
+
+    assert cell.manifest is not None
+    trains = not cell.setting.source and cell.setting.name not in cell.method.untrained
+    if not cell.method.told_category or not cell.setting.shots or trains:
+        raise UsageError(
+            f"--prompts are shown to a method that is told the category and learned elsewhere; {cell.method.name} in "
+            f"{cell.setting.name} is none.",
+            "Type for example: --methods inctrl --setting generalist --shots 2",
+        )
+    return prompt_hashes(folder, cell.manifest.categories)
 
 
 def _check_source(cell: Cell, request: Request) -> None:

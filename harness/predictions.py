@@ -69,7 +69,7 @@ def score_images(
 
     Raises `UnreadableError` for the first bad file when strict, `NothingError` when no file can be decoded.
     """
-    from inpbench.harness.images import UnreadableError, image_size, read_image
+    from inpbench.harness.images import UnreadableError, image_size, read_for, read_image
 
     if strict:  # a broken header is found before the first image is scored
         for file in files:
@@ -84,7 +84,7 @@ def score_images(
         pictures = []
         for file in files[start : start + predictor.batch]:
             try:
-                image = read_image(root / file, file)
+                image = read_for(root / file, file, predictor.preprocess)
             except UnreadableError as error:
                 if strict:
                     raise

@@ -17,6 +17,7 @@ from inpbench.harness.evaluation import Stopwatch
 from inpbench.harness.image_files import find_images
 from inpbench.harness.loading import TrainingImages
 from inpbench.harness.manifest import FileFact, Manifest
+from inpbench.harness.prompt_files import prompts_of
 from inpbench.harness.training import images_of, support_images
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 def references_of(cell: Cell, category: str, options: Options, progress: Progress) -> TrainingSet | None:
     """Normal images of a category, as the setting allows. Raises `DataError` for what cannot be read."""
-    assert cell.manifest is not None
+    assert cell.manifest is not None and cell.request is not None
+    if cell.request.prompts is not None:
+        return prompts_of(cell, category, options.device, options.dtype)
     if cell.setting.shots:
         return support_images(cell, [category], options, progress)
     if cell.setting.source:

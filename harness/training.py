@@ -108,7 +108,7 @@ def decoded_for_training(cell: Cell) -> Sequence[Sample] | None:
     """
     assert cell.request is not None
     support = support_of(cell)
-    unread = cell.request.checkpoint is not None and not cell.method.told_category
+    unread = (cell.request.checkpoint is not None and not cell.method.told_category) or cell.request.prompts is not None
     return () if support is None and (cell.setting.source or unread) else support
 
 

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 FOLDER_VARIABLE = "INPBENCH_WEIGHTS"
 RANDOM = "random"
 TO_DOWNLOAD = "to be downloaded"  # stands for the hash in a dry run, which fetches nothing
-# Where published checkpoints keep the network: MAE, DeiT, BEiT, D-iGPT use `model`, MoCo and iBOT `state_dict`.
-_CONTAINERS = ("model", "state_dict", "teacher")
+# Where published checkpoints keep the network: MAE, DeiT, BEiT, D-iGPT use `model`, MoCo and iBOT `state_dict`,
+# InCTRL `model_state`.
+_CONTAINERS = ("model", "state_dict", "teacher", "model_state")
 
 _hashes: dict[tuple[str, int, int], str] = {}  # (path, mtime in ns, size) -> sha256
 
@@ -130,7 +131,7 @@ class WeightStore:
             ways.append(f"Put {spec.file} of its authors into a folder and type: export {FOLDER_VARIABLE}=FOLDER")
         if spec.timm and not self.download:
             ways.append("or add --download")
-        ways.append("or use --encoder builtin, which needs no file.")
+        ways.append(f"{spec.without}.")
         return ", ".join(ways)
 
 

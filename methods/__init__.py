@@ -5,6 +5,8 @@ BUILTIN = {
     "dinomaly": "inpbench.methods.dinomaly:INFO",
     "patchcore": "inpbench.methods.patchcore:INFO",
     "raw_pixel": "inpbench.methods.raw_pixel:INFO",
+    "inctrl": "inpbench.methods.inctrl:INFO",
+    "winclip": "inpbench.methods.winclip:INFO",
 }
 
 # Methods of other packages behind one adapter, called <family>.<member>.

@@ -36,8 +36,11 @@ class FeatureSource:
     partition: whether the fused patch tokens are the mean of the groups (`fusion.is_partition`): they are not stored then.
     """
 
-    def __init__(self, train: TrainingSet, encode: Encode, batch_size: int, ctx: Context, partition: bool = False) -> None:
-        self._train, self._encode, self._ctx, self._partition = train, encode, ctx, partition
+    def __init__(
+        self, train: TrainingSet, encode: Encode, batch_size: int, ctx: Context, partition: bool = False, exact: bool = False
+    ) -> None:
+        """exact: keep the encoder's dtype on CUDA too."""
+        self._train, self._encode, self._ctx, self._partition, self._exact = train, encode, ctx, partition, exact
         self._stored: tuple[Tensor, ...] = ()  # fused (or its prefix), then the groups as tokens; each (images, T, D)
         self._grid = (0, 0)
         self.tier = "none"  # device, host, file or none
@@ -98,7 +101,9 @@ class FeatureSource:
     def _fill(self, batch_size: int) -> None:
         """Encode all images; gives up after the first batch if no tier has room for them."""
         count, ctx = len(self._train), self._ctx
-        halved = ctx.device.type == "cuda" and ctx.dtype == torch.float32  # the encoder computed in bfloat16 there
+        halved = (
+            ctx.device.type == "cuda" and ctx.dtype == torch.float32 and not self._exact
+        )  # the encoder computed in bfloat16 there
         stored: tuple[Tensor, ...] = ()
         for start in range(0, count, batch_size):
             indices = list(range(start, min(start + batch_size, count)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,16 @@ _EPOCH_STRIDE = 1_000_003  # seeds of epochs of neighbouring seeds do not collid
 
 LossFunction = Callable[[list[int], int], Tensor]
 """(indices of the batch, step) -> the loss, a scalar with a graph."""
+
+
+class Order(Protocol):
+    """Which images step i sees."""
+
+    per_epoch: int  # steps of an epoch
+
+    def batch(self, step: int) -> list[int]:
+        """The images of one step (0-based)."""
+        ...
 
 
 class BatchOrder:
@@ -95,7 +105,7 @@ class Trainer:
     optimiser: Optimizer
     schedule: Callable[[int], float]
     loss: LossFunction
-    order: BatchOrder
+    order: Order
     steps: int
     clip_norm: float
     ctx: Context

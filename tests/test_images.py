@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from inpbench.harness.images import (
     image_at_crop,
     image_size,
     mask_at_crop,
+    read_for,
     read_image,
     read_mask,
     resized_size,
@@ -243,3 +245,51 @@ def test_image_bytes_are_read_from_memory_too() -> None:
     assert open_image(Path("x.png"), "x.png", buffer.getvalue()).size == trees.SIZE
     with pytest.raises(UnreadableError, match="zero bytes"):
         open_image(Path("x.png"), "x.png", b"")
+
+
+# --- resized in the file's own mode -----------------------------------------------------------------------------------
+
+CLIP = Preprocess(resize=(24, 24), crop=(24, 24), shorter_side=True, interpolation="bicubic", own_mode=True)
+
+
+def noise(mode: str, seed: int, size: tuple[int, int] = (40, 31)) -> Image.Image:
+    """Noise of a mode; RGBA with alpha that varies, P with a random palette."""
+    state = np.random.RandomState(seed)
+    channels = {"RGB": (3,), "RGBA": (4,), "LA": (2,), "CMYK": (4,)}.get(mode, ())
+    if mode == "1":
+        return Image.fromarray(state.randint(0, 2, size[::-1]).astype(np.uint8) * 255).convert("1")
+    values = state.randint(0, 256, (*size[::-1], *channels)).astype(np.uint8)
+    image = Image.frombytes(mode, size, values.tobytes())
+    if mode == "P":
+        image.putpalette(state.randint(0, 256, 768).astype(np.uint8).tobytes())
+    return image
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_own_mode_is_clips_order(mode: str, tmp_path: Path) -> None:
+    """Against open_clip's own transform: resize, crop, and only then RGB."""
+    from open_clip import image_transform
+
+    file = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    noise(mode, 3).save(file)
+    found = image_at_crop(read_for(file, file.name, CLIP), CLIP)
+    transform = image_transform(24, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3)
+    expected = np.rint(transform(Image.open(file)).numpy() * 255)
+    np.testing.assert_array_equal(found, expected)
+    if mode in ("P", "RGBA"):
+        other = replace(CLIP, own_mode=False)
+        assert (image_at_crop(read_for(file, file.name, other), other) != found).any(), "the order makes no difference here"
+
+
+def test_own_mode_reads_16_bit_as_everywhere(tmp_path: Path) -> None:
+    wide = (np.random.RandomState(4).randint(0, 65536, (31, 40))).astype(np.uint16)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.fromarray((wide >> 8).astype(np.uint8)).save(tmp_path / "grey.png")
+    wide_pixels, grey_pixels = (image_at_crop(read_for(tmp_path / n, n, CLIP), CLIP) for n in ("wide.png", "grey.png"))
+    np.testing.assert_array_equal(wide_pixels, grey_pixels)
+
+
+def test_own_mode_refuses_modes_without_a_scale(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((9, 9), np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(UnreadableError, match=r"f\.tif: .*mode F"):
+        read_for(tmp_path / "f.tif", "f.tif", CLIP)

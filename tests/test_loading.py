@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -256,10 +257,21 @@ def test_pixels_are_decoded_once(root: Path, cache: Path, monkeypatch: pytest.Mo
     first = training(opened(MVTEC_AD, root)).batch([0, 5])
     files = sorted(cache.glob("*.u8"))
     assert len(files) == 2 and all(f.stat().st_size == 4 * 3 * 28 * 28 for f in files)
-    monkeypatch.setattr(pixels, "read_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(pixels, "read_for", lambda *_: pytest.fail("decoded again"))
     torch.testing.assert_close(training(opened(MVTEC_AD, root)).batch([0, 5]), first, rtol=0, atol=0)
     only = opened(MVTEC_AD, root).select(["carpet"])
     torch.testing.assert_close(training(only).batch([0]), first[:1], rtol=0, atol=0)
+
+
+def test_pixels_in_their_own_mode_have_a_cache_of_their_own(root: Path, cache: Path) -> None:
+    manifest = opened(MVTEC_AD, root)
+    sample = manifest.samples[0]
+    keys = []
+    for own_mode in (False, True, False):
+        preprocess = replace(SMALL, own_mode=own_mode)
+        loading.open_pixels(opened(MVTEC_AD, root), [sample], preprocess, cache=True)
+        keys.append({file.name for file in cache.glob("*.u8")})
+    assert len(keys[0]) == 1 and len(keys[1]) == 2 and keys[2] == keys[1]
 
 
 def test_a_changed_file_is_decoded_again(root: Path, cache: Path) -> None:

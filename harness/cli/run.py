@@ -39,6 +39,7 @@ def run(
     categories: option.Categories = "",
     limit: option.Limit = None,
     checkpoint: option.Checkpoint = None,
+    prompts: option.Prompts = None,
     phase: option.PhaseName = option.Phase.both,
     variant: option.VariantName = option.Variant.exact,
     mask_rule: option.MaskRuleName = option.MaskRule.gt05,
@@ -88,6 +89,7 @@ def run(
         engine=engine.value,
         variant=variant.value,
         checkpoint=checkpoint,
+        prompts=prompts,
         phase=phase.value,
     )
     which_maps = parse_maps_of(maps_of)

@@ -67,7 +67,8 @@ DataRoots = Annotated[
     ),
 ]
 Source = Annotated[
-    str | None, typer.Option("--source", metavar="NAME", help="Data set that zero_shot trains on (bench list datasets).")
+    str | None,
+    typer.Option("--source", metavar="NAME", help="Data set that zero_shot and generalist train on (bench list datasets)."),
 ]
 SourceRoot = Annotated[
     Path | None, typer.Option("--source-root", metavar="DIR", help="Root of --source (default: $INPBENCH_DATA/NAME).")
@@ -89,6 +90,12 @@ Limit = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", metavar="FILE", help="An official model.pth to test instead of training.")
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts", metavar="DIR", help="<category>.pt files of normal images, as InCTRL's authors publish them, not drawn ones."
+    ),
 ]
 PhaseName = Annotated[
     Phase,

@@ -22,6 +22,8 @@ TOKENS = {
     "register_tokens",
     "mask_token",
     "prototype_token",
+    "class_embedding",
+    "positional_embedding",
 }
 
 
@@ -75,7 +77,7 @@ def formula(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
         value = 0.05 * z
     elif last == "running_var":
         value = 1 + 0.1 * np.abs(z)
-    elif last in TOKENS:
+    elif last in TOKENS or key == "token_embedding.weight":
         value = 0.3 * z
     else:
         value = z / np.sqrt(np.prod(shape[1:]))

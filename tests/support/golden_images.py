@@ -28,7 +28,7 @@ def as_file(image: Image.Image) -> Image.Image:
 
 def normalised(image: Image.Image, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """(3, H, W) as a method gets it."""
-    pixels = image_at_crop(to_rgb(image), preprocess)[None]
+    pixels = image_at_crop(image if preprocess.own_mode else to_rgb(image), preprocess)[None]
     return Normaliser(preprocess, torch.device("cpu"), dtype)(pixels)[0].numpy()
 
 
