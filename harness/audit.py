@@ -103,18 +103,24 @@ def audit(
     modes: dict[str, Counter[str]] = {}
     first: dict[str, Sample] = {}
     files = 0
+    # The same file may lie in several categories (one class against all others): it is read once, and is no copy of itself.
+    distinct = list({(sample.image, sample.mask): sample for sample in reversed(manifest.samples)}.values())[::-1]
+    seen: dict[str, tuple[str, str]] = {}
     with ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)), thread_name_prefix="audit") as pool:
-        for done, (sample, checked) in enumerate(_read_all(pool, root, manifest.samples), start=1):
+        for done, (sample, checked) in enumerate(_read_all(pool, root, distinct), start=1):
             findings += checked.findings
             files += checked.files
             if checked.mode:
-                sizes.setdefault(sample.category, Counter())[checked.size] += 1
-                modes.setdefault(sample.category, Counter())[checked.mode] += 1
-            # The same file in several categories (one class against all others) is no copy.
+                seen[sample.image] = checked.size, checked.mode
             if checked.sha256 and (twin := first.setdefault(checked.sha256, sample)).image != sample.image:
                 findings.append(_duplicate(sample, twin))
             if progress is not None:
-                progress(done, len(manifest.samples))
+                progress(done, len(distinct))
+    for sample in manifest.samples:
+        if sample.image in seen:
+            size, mode = seen[sample.image]
+            sizes.setdefault(sample.category, Counter())[size] += 1
+            modes.setdefault(sample.category, Counter())[mode] += 1
     counts = tally(manifest.samples)
     published: Mapping[str, Counts] = getattr(params, "published", None) or info.counts
     findings += compare(counts, manifest.samples, published, info)

@@ -160,9 +160,10 @@ def _key(manifest: Manifest, samples: Sequence[Sample], what: dict[str, Any]) ->
 
     head = [FORMAT, PIL.__version__, manifest.info.name, manifest.info.version, plain(manifest.params)]
     digest = hashlib.sha256(json.dumps([*head, str(manifest.root.resolve()), what], sort_keys=True).encode())
+    masks = what["rows"] == "mask"  # the same images under other labels (one class against all others) share their rows
     for sample in samples:
-        facts = [(path, *manifest.files[path]) for path in (sample.image, sample.mask) if path is not None]
-        digest.update(json.dumps([facts, sample.label]).encode())
+        facts = [(path, *manifest.files[path]) for path in (sample.image, sample.mask if masks else None) if path is not None]
+        digest.update(json.dumps([facts, sample.label if masks else None]).encode())
     return digest.hexdigest()[:32]
 
 

@@ -301,3 +301,22 @@ def test_visa_converted_by_us_is_what_the_published_tree_says(tmp_path: Path) ->
             assert hashlib.sha256((new / s.image).read_bytes()).digest() == same[Path(s.image).name]
     with pytest.raises(DataError, match=r"split_csv/1cls\.csv"):
         prepare(info, info.params(), new, tmp_path / "again")
+
+
+def test_categories_that_share_their_test_images_share_their_decoded_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten categories of 10,000 CIFAR-10 test images would otherwise fill ten times the disk."""
+    from inpbench.harness.api import Preprocess
+    from inpbench.harness.manifest import open_manifest
+    from inpbench.harness.pixels import open_pixels
+
+    monkeypatch.setenv("INPBENCH_CACHE", str(tmp_path / "cache"))
+    root = raw_trees.class_folders(tmp_path / "cifar")
+    manifest = open_manifest(DATASETS.get("cifar10"), cifar10.CifarParams(), root)
+    geometry = Preprocess(resize=(8, 8), crop=(8, 8))
+    files = set()
+    for category in manifest.categories:
+        test = [s for s in manifest.samples if s.category == category and s.split == "test"]
+        rows = open_pixels(manifest, test, geometry, cache=True)
+        assert (rows.read([test[3]])[0].transpose(1, 2, 0) == trees.np.asarray(trees.Image.open(root / test[3].image))).all()
+        files |= {path.name for path in (tmp_path / "cache").rglob("*.json")}
+    assert len(files) == 1
