@@ -69,7 +69,7 @@ class PixelMetrics:
         """Count a batch.
 
         maps: (B, H, W) of any float dtype, higher is more anomalous. masks: (B, H, W) bool, True is anomalous; their regions are
-        found on the host. numbers: (B,) what messages call the images, where they are not counted from 0.
+        found on the host: best kept there. numbers: (B,) what messages call the images, where they are not counted from 0.
         Raises `MetricError` for shapes or dtypes that do not fit. NaN and infinite scores are found by `compute`, or here when
         pixels leave for the histogram: looking at every batch would wait for the device each time.
         """
@@ -163,7 +163,7 @@ class PixelMetrics:
     # --- where the pixels go ----------------------------------------------------------------------------------------
 
     def _keep(self, scores: Tensor, masks: Tensor) -> Ints:
-        """Store scores (B * H * W,) while the regions of masks (B, H, W) are found; returns the flat indices of anomalous pixels."""
+        """Store scores (B * H * W,) while the regions of masks (B, H, W) are found; returns where the anomalous pixels are (P,)."""
         host = masks.cpu().numpy()
         if self.device.type == "cpu" and torch.get_num_threads() > 1 and scores.numel() >= SHARED:
             with ThreadPoolExecutor(1) as pool:

@@ -176,7 +176,9 @@ class PixelStore:
 
     def _look(self, grid: Grid, threads: int) -> list[Look]:
         """What each of the threads sees of its share of the pixels."""
-        pieces = [piece for chunk in self.chunks() for piece in torch.split(chunk, PIECE)]
+        pieces = list(self.chunks())
+        if self.device.type == "cpu":
+            pieces = [piece for chunk in pieces for piece in torch.split(chunk, PIECE)]
         threads = min(threads, MOST_THREADS, len(pieces))
         if threads == 1:
             return [look(pieces, grid)]
@@ -199,11 +201,11 @@ def one_thread(device: torch.device) -> Iterator[int]:
 
 
 def look(pieces: list[Tensor], grid: Grid) -> Look:
-    """Count the scores of `pieces`, each (n,) with n up to PIECE."""
+    """Count the scores of `pieces`, each (n,) with n up to GROUP."""
     device = grid.wanted.device
     histogram = torch.zeros(grid.bins, dtype=torch.int64, device=device)
     room = _room(min(GROUP, sum(piece.numel() for piece in pieces)), torch.int32, device)
-    is_near = _room(min(PIECE, room.numel()), torch.bool, device)
+    is_near = _room(max(piece.numel() for piece in pieces), torch.bool, device)
     near, used = [], 0
     for scores in pieces:
         count = scores.numel()
@@ -281,7 +283,12 @@ def take(values: Tensor, positions: Ints) -> Tensor:
     """values[positions]: (n,), (p,) int64 on the host -> (p,); on the CPU by NumPy, which is twice as fast."""
     if values.device.type == "cpu":
         return torch.from_numpy(values.numpy()[positions])
-    return values[torch.from_numpy(positions).to(values.device)]
+    return values[sent(torch.from_numpy(positions), values.device)]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on `device`; the host does not wait for what the device is doing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _near(keys: Tensor, is_near: Tensor) -> NDArray[Any]:
