@@ -1,6 +1,6 @@
 """Speed of testing, scoring and metrics included: the reference engine against the fast one, in one run.
 
-    python -P benchmarks/inference.py [--device cuda] [--encoder dinov2reg_vit_base_14] [--size 392] [--batch 16] [--steps 20]
+    python -P benchmarks/inference.py [--device cuda] [--preset paper] [--size 392] [--batch 16] [--steps 40]
 
 Both sides start from uint8 pixels in memory. The reference is the originals' way: float32, explicit attention, maps copied to the
 host batch by batch, scikit-learn's metrics over all pixels (their AUPRO, a loop over 200 thresholds, is left out).
@@ -67,7 +67,6 @@ def measure(name: str, engine: str, setting: Setting) -> Measured:
     indices = range(setting.batch)
     count = setting.batch * setting.steps
     masks, labels = truth_of(count)
-    on_device = masks.to(setting.device)
     for _ in range(3 if setting.device.type == "cuda" else 1):
         predicted(method, photographs.batch(indices), setting)
     sync(setting.device)
@@ -83,7 +82,7 @@ def measure(name: str, engine: str, setting: Setting) -> Measured:
             scores_host.append(scores.cpu().numpy())
         else:
             part = slice(step * setting.batch, (step + 1) * setting.batch)
-            metrics.update(maps, scores, on_device[part], labels[part])
+            metrics.update(maps, scores, masks[part], labels[part])
     if reference:
         auroc = reference_metrics(maps_host, scores_host, masks.numpy(), labels.numpy())
     else:

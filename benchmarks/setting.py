@@ -35,6 +35,7 @@ class Setting:
     """What is measured."""
 
     device: torch.device
+    preset: str
     encoder: str
     weights: str
     size: int
@@ -73,8 +74,12 @@ class NoSnapshots:
 
 
 def add_options(parser: argparse.ArgumentParser, name: str, steps_cpu: int, steps_cuda: int) -> Setting:
-    """Parse the command line: a GPU measures ViT-B/14 with registers at 392, batch 16; a CPU ViT-S/14 at 224, batch 8."""
+    """Parse the command line: a GPU measures the paper's setting, a CPU the preset that is made for it, `demo`.
+
+    paper: ViT-B/14 with registers at 392, batch 16. demo: the built-in encoder at 196, batch 8, half the decoder.
+    """
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--preset", help="of the methods: paper (default on a GPU) or demo (default on a CPU)")
     parser.add_argument("--encoder", help="a name of `bench list encoders`")
     parser.add_argument("--weights", default="random", help="random, or a file or folder of weights: the speed is the same")
     parser.add_argument("--size", type=int, help="pixels of the crop")
@@ -91,12 +96,15 @@ def add_options(parser: argparse.ArgumentParser, name: str, steps_cpu: int, step
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     cuda = args.device.startswith("cuda")
+    preset = args.preset or ("paper" if cuda else "demo")
+    demo = preset == "demo"
     return Setting(
         device=torch.device(args.device),
-        encoder=args.encoder or ("dinov2reg_vit_base_14" if cuda else "dinov2_vit_small_14"),
+        preset=preset,
+        encoder=args.encoder or ("builtin" if demo else "dinov2reg_vit_base_14"),
         weights=args.weights,
-        size=args.size or (392 if cuda else 224),
-        batch=args.batch or (16 if cuda else 8),
+        size=args.size or (196 if demo else 392),
+        batch=args.batch or (8 if demo else 16),
         steps=args.steps or (steps_cuda if cuda else steps_cpu),
         cache=args.cache,
         compile=not args.no_compile,
@@ -123,7 +131,7 @@ def build(name: str, engine: Any, setting: Setting) -> Any:
         cache=setting.cache,  # type: ignore[arg-type]
         compile=setting.compile,
     )
-    return resolve(info.target)(parameters.build(name, info.params, changes), context)
+    return resolve(info.target)(parameters.build(name, info.params, info.presets[setting.preset], changes), context)
 
 
 class Photographs:
@@ -220,7 +228,7 @@ def emit(setting: Setting, title: str, table: Sequence[str], notes: Sequence[str
     machine = torch.cuda.get_device_name(setting.device) if cuda else platform.processor() or platform.machine()
     threads = "" if cuda else f", {torch.get_num_threads()} threads"
     head = (
-        f"{machine}{threads}, torch {torch.__version__}; {setting.encoder} at {setting.size} x {setting.size}, "
+        f"{machine}{threads}, torch {torch.__version__}; preset {setting.preset}, {setting.encoder} at {setting.size} x {setting.size}, "
         f"batch {setting.batch}, {setting.steps} steps, weights {setting.weights}, "
         f"synthetic pixels; seconds by the {setting.clock} clock."
     )

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from inpbench.harness.metrics import METRICS
 from inpbench.harness.metrics.bootstrap import draw_metrics, pixel_counts
 from inpbench.harness.metrics.intervals import DRAWS
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import NDArray
 
 log = logging.getLogger("inpbench")
@@ -40,6 +40,7 @@ class Drawing:
         self._shape: tuple[int, ...] = ()
         self._has_pixels: list[bool] = []
         self._files: list[IO[bytes]] = []
+        self._pending: tuple[list[torch.Tensor], torch.cuda.Event | None] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for _ in range(2):
@@ -52,11 +53,29 @@ class Drawing:
         self._has_pixels += has_pixels.tolist()
         if not self._files or not has_pixels.any():
             return
-        chosen = maps[has_pixels.to(maps.device)].float().cpu().numpy()
-        self._shape = chosen.shape[1:]
+        if not has_pixels.all():
+            chosen = has_pixels.nonzero().flatten().to(maps.device)
+            maps, masks = maps.index_select(0, chosen), masks.index_select(0, chosen)
+        # On a GPU this batch is copied while the next one is computed; nobody waits but for the batch before.
+        parts = [part.to("cpu", non_blocking=True) for part in (maps.float(), masks)]
+        ready = torch.cuda.Event() if maps.is_cuda else None
+        if ready is not None:
+            ready.record()
+        self._shape = tuple(maps.shape[1:])
+        self._write()
+        self._pending = (parts, ready)
+
+    def _write(self) -> None:
+        """Write the batch that was copied last."""
+        if self._pending is None:
+            return
+        parts, ready = self._pending
+        self._pending = None
+        if ready is not None:
+            ready.synchronize()
         try:
-            self._files[0].write(chosen.tobytes())
-            self._files[1].write(masks[has_pixels.to(masks.device)].cpu().numpy().tobytes())
+            for file, part in zip(self._files, parts, strict=False):
+                file.write(part.numpy().tobytes())
         except OSError as error:
             self._give_up(error)
 
@@ -66,6 +85,9 @@ class Drawing:
         scores, labels: (I,) of all images in the order of `add`.
         """
         if not self._files or not np.isin(labels, (0, 1)).all():
+            return None
+        self._write()
+        if not self._files:
             return None
         has_pixels = np.asarray(self._has_pixels)
         counts = None

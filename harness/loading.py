@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     """A batch of test images of one category, in the manifest's order."""
 
     images: Tensor  # (B, 3, H, W) float, normalised, on the device
-    masks: Tensor  # (B, *metric_size) bool, on the device; all False where has_pixels is False
+    masks: Tensor  # (B, *metric_size) bool, on the host, where regions are found; all False where has_pixels is False
     labels: Tensor  # (B,) int64, on the host: 0 normal, 1 anomalous
     has_pixels: Tensor  # (B,) bool, on the host: whether the image takes part in the pixel metrics
     indices: list[int]  # positions in manifest.samples
@@ -201,7 +201,7 @@ def test_batches(
             known = [s.image in truth.position if s.label == 1 else bool(truth.position) for _, s in batch]
             yield Batch(
                 normalise(pixels),
-                torch.from_numpy(masks).to(device),
+                torch.from_numpy(masks),
                 torch.tensor([s.label for _, s in batch]),
                 torch.tensor(known),
                 [i for i, _ in batch],

@@ -41,7 +41,7 @@ def factored_block(block: nn.Module, x: Tensor, source: Tensor) -> Tensor:
     ones = torch.ones((batch, count, 1), dtype=mixture.dtype, device=mixture.device)
     y = torch.cat((mixture, ones, mixture.new_zeros(batch, count, extra - 1)), dim=2) @ F.pad(rows, (0, 0, 0, extra - 1))
 
-    variance = torch.var(y.to(x.dtype), dim=-1, unbiased=False, keepdim=True)
+    variance = torch.var(y.to(torch.promote_types(y.dtype, torch.float32)), dim=-1, unbiased=False, keepdim=True)  # not in bfloat16
     scale = torch.rsqrt(variance + norm.eps)  # (B, N, 1)
     centred = (rows - rows.mean(dim=-1, keepdim=True)) * norm.weight
     hidden_rows = F.linear(centred, mlp.fc1.weight)  # (B, R + 1, 4D)

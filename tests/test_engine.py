@@ -16,7 +16,7 @@ from inpbench.harness.metrics.category import CategoryMetrics
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.scoring import image_scores, smooth_maps
 from inpbench.harness.scratch import Scratch
-from inpbench.methods.attention import ReluCosineAttention
+from inpbench.methods.attention import LinearAttention, ReluCosineAttention, merge_heads, split_heads
 from inpbench.methods.blocks import CrossAttentionBlock, initialise
 from inpbench.methods.compiling import CompiledOnce
 from inpbench.methods.factored import factored_block, pays
@@ -29,10 +29,10 @@ SMALL = {"encoder": "builtin", "input_size": "112", "crop_size": "112", "decoder
 GROUPS = {"encoder_groups": "0,1,2,3;4,5,6,7", "decoder_groups": "0;1"}
 
 
-def build(name: str, engine: str, **changes: str) -> Any:
+def build(name: str, engine: str, dtype: torch.dtype = torch.float32, **changes: str) -> Any:
     info = METHODS.get(name)
     params = parameters.build(name, info.params, {**SMALL, **GROUPS, **changes})
-    return resolve(info.target)(params, make_context(dtype=torch.float32, engine=engine))
+    return resolve(info.target)(params, make_context(dtype=dtype, engine=engine))
 
 
 # --- the decoder in factors -----------------------------------------------------------------------------------------
@@ -54,6 +54,30 @@ def test_a_block_in_factors_is_the_block(tokens: int, prototypes: int) -> None:
     gradients = [torch.autograd.grad((output * direction).sum(), wanted) for output in (found, expected)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def written_out(attention: LinearAttention, x: Tensor) -> Tensor:
+    """Linear attention in the fewest words, differentiated by torch."""
+    q, k, v = split_heads(attention.qkv(x), 3, attention.heads)
+    q, k = F.elu(q) + 1.0, F.elu(k) + 1.0
+    weights = q @ k.transpose(-2, -1)
+    output: Tensor = attention.proj(merge_heads(weights @ v / weights.sum(-1, keepdim=True)))
+    return output
+
+
+def test_the_heads_of_linear_attention_have_the_gradient_of_elu() -> None:
+    torch.manual_seed(2)
+    attention = LinearAttention(12, 3).double()
+    x = (4.0 * torch.randn(2, 7, 12, dtype=torch.float64)).requires_grad_()
+    wanted = [x, *attention.parameters()]
+    direction = torch.randn(2, 7, 12, dtype=torch.float64)
+    expected, found = written_out(attention, x), attention(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(x), found, rtol=1e-12, atol=1e-12)  # without a graph it goes another way
+    gradients = [torch.autograd.grad((output * direction).sum(), wanted) for output in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
 def test_factors_are_used_where_they_pay() -> None:
@@ -208,6 +232,63 @@ def test_both_engines_learn_the_same(name: str, monkeypatch: pytest.MonkeyPatch)
     for key, value in metrics["reference"].items():
         found = metrics["fast"][key]
         assert value is not None and found is not None and abs(found - value) < 0.002, key
+
+
+@pytest.mark.parametrize("name", ["inp_former", "dinomaly"])
+def test_in_float64_the_engines_are_one_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What float32 metrics differ by after a training is rounding that the training amplifies: in float64 nothing is left."""
+    monkeypatch.setattr("inpbench.methods.inp_former.model.pays", lambda *_: True)
+    train, curves, maps = Patterns(12), [], []
+    for engine in ("fast", "reference"):
+        method = build(name, engine, torch.float64, steps="20", warmup="2")
+        train.pictures = train.pictures.double()
+        curves.append(torch.tensor(curve(method, train, 20), dtype=torch.float64))
+        maps.append(method.predict(Patterns(4, first=1000).batch(range(4)).double()).amap)
+    torch.testing.assert_close(curves[0], curves[1], rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(maps[0], maps[1], rtol=1e-8, atol=1e-10)
+
+
+# --- what only a GPU uses, as far as a CPU can tell ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["inp_former", "dinomaly"])
+def test_bfloat16_products_keep_losses_and_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inpbench.methods.inp_former.model.pays", lambda *_: True)
+    images, found = Patterns(4).batch(range(4)), []
+    for half in (False, True):
+        method = build(name, "fast", **({"dropout": "0.0"} if name == "dinomaly" else {}))
+        if half:
+            monkeypatch.setattr(method, "_autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+        loss = method.loss(method.decode(method.encode(images)), 5)
+        loss.backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in method.network.parameters()])
+        assert loss.dtype == gradient.dtype == torch.float32
+        found.append((float(loss.detach()), gradient))
+    (exact, full), (rounded, halved) = found
+    assert abs(rounded - exact) < 1e-2 * exact
+    assert float(F.cosine_similarity(full, halved, dim=0)) > 0.99
+
+
+@pytest.mark.parametrize("name", ["inp_former", "dinomaly"])
+def test_encoder_and_network_are_captured_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No graph break, in training under autocast and in testing: `backend="eager"` runs the captured graph without a compiler."""
+    monkeypatch.setattr("inpbench.methods.inp_former.model.pays", lambda *_: True)
+    method = build(name, "fast", encoder="dinov2reg_vit_small_14", **({"dropout": "0.0"} if name == "dinomaly" else {}))
+    images = Patterns(2).batch(range(2))
+
+    def captured(function: Any) -> Any:
+        return torch.compile(function, dynamic=False, fullgraph=True, backend="eager")
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layers = captured(method.encoder.layers)(images, method.params.layers)
+        expected = method.encoder.layers(images, method.params.layers)
+    assert all(torch.equal(a, b) for a, b in zip(layers, expected, strict=True))
+    features = method.encode(images)
+    for mode in (torch.enable_grad, torch.inference_mode):
+        with mode(), torch.autocast("cpu", torch.bfloat16):
+            output, plain = captured(method.network)(features), method.network(features)
+        for one, other in zip(output.outputs, plain.outputs, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ HEAVY = {"torch", "timm", "open_clip", "sklearn", "pandas", "scipy", "PIL", "tor
 HEAVY |= {"anomalib", "lightning"}
 # Files that work on tensors or pixels: the only ones of the bench that import torch or PIL at the top.
 TENSOR_FILES = {
-    *("cost", "evaluation", "export_files", "export_graph", "images", "loading", "map_sheet", "pixels"),
+    *("cost", "draws", "evaluation", "export_files", "export_graph", "images", "loading", "map_sheet", "pixels"),
     *("predictor", "references", "rescore", "runner", "scoring", "scratch", "training"),
 }
 

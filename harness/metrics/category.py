@@ -11,6 +11,7 @@ from inpbench.harness.errors import MetricError
 from inpbench.harness.metrics import MetricValues, Variant
 from inpbench.harness.metrics.image import ImageMetrics
 from inpbench.harness.metrics.pixel import PixelMetrics
+from inpbench.harness.metrics.pixels import sent
 
 
 class CategoryMetrics:
@@ -34,7 +35,7 @@ class CategoryMetrics:
         """Count a batch of B images.
 
         maps: (B, H, W) float from `smooth_maps`, or None for methods without maps. scores: (B,) float. masks: (B, H, W) bool from
-        `ground_truth`, or None. labels: (B,) 0 normal, 1 anomalous.
+        `ground_truth`, best on the host, or None. labels: (B,) 0 normal, 1 anomalous.
         has_pixels: (B,) bool on the host, False for images without pixel ground truth (an anomalous image whose mask is missing),
         which count for the image metrics alone; None: all where masks are given.
         Raises `MetricError` for shapes that do not fit.
@@ -52,8 +53,10 @@ class CategoryMetrics:
                 raise MetricError(
                     f"has_pixels has shape (B,) = {tuple(scores.shape)}, found {tuple(keep.shape)}.", "One flag an image."
                 )
-            maps, masks = maps[keep.to(maps.device)], masks[keep.to(masks.device)]
-            numbers = [number for number, kept in zip(numbers, keep.tolist(), strict=True) if kept]
+            if not keep.all():  # a selection by truth would wait for the device
+                positions = torch.nonzero(keep)[:, 0]
+                maps, masks = (part.index_select(0, sent(positions, part.device)) for part in (maps, masks))
+                numbers = [number for number, kept in zip(numbers, keep.tolist(), strict=True) if kept]
         self._pixel.update(maps, masks, numbers)
 
     def compute(self) -> MetricValues:

@@ -50,7 +50,7 @@ class PixelHistogram:
         keys = self._keys(scores)
         if self.device.type == "cpu":
             keys.numpy().sort()  # the tables are larger than a processor's cache: ascending access is several times faster
-        for piece in torch.split(keys, PIECE):
+        for piece in torch.split(keys, PIECE if self.device.type == "cpu" else keys.numel()):
             slots = self._slot.index_select(0, self._page(piece))
             if int(slots.amin()) < 0:  # a new page: rare, and the only reason to look at pages one by one
                 self._make_room(piece)

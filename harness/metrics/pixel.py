@@ -11,6 +11,7 @@ and the bound does not cover that rounding. The `paper` variant rounds to float3
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -21,12 +22,13 @@ from inpbench.harness.metrics import PIXEL_METRICS, VARIANTS, MetricValues, Vari
 from inpbench.harness.metrics.curve import Area, Counts, Groups, Walk
 from inpbench.harness.metrics.histogram import PixelHistogram
 from inpbench.harness.metrics.keys import Ints
-from inpbench.harness.metrics.pixels import PixelStore, raise_not_finite
+from inpbench.harness.metrics.pixels import PixelStore, raise_not_finite, take
 from inpbench.harness.metrics.regions import Areas, MaskRuns
 from inpbench.harness.metrics.strips import strip_areas, strip_keys, threshold_aupro, threshold_keys
 
 EXACT_PIXELS = 1 << 24  # 256 maps of 256 x 256; 64 MiB of float32
 PIECE = 1 << 20  # pixels that go into the histogram at a time
+SHARED = 1 << 19  # pixels of a batch from which a second thread pays
 F1_EPSILON = 1e-7  # of the official evaluations
 
 
@@ -67,7 +69,7 @@ class PixelMetrics:
         """Count a batch.
 
         maps: (B, H, W) of any float dtype, higher is more anomalous. masks: (B, H, W) bool, True is anomalous; their regions are
-        found on the host. numbers: (B,) what messages call the images, where they are not counted from 0.
+        found on the host: best kept there. numbers: (B,) what messages call the images, where they are not counted from 0.
         Raises `MetricError` for shapes or dtypes that do not fit. NaN and infinite scores are found by `compute`, or here when
         pixels leave for the histogram: looking at every batch would wait for the device each time.
         """
@@ -80,12 +82,10 @@ class PixelMetrics:
             raise MetricError(f"Maps are float and masks bool, found {maps.dtype} and {masks.dtype}.", "Use scoring.ground_truth.")
         if maps.numel() == 0:
             return
-        pixels = self._masks.add(masks.detach().cpu().numpy())
         self._dtype = maps.dtype if self._dtype is None else torch.promote_types(self._dtype, maps.dtype)
         keep_double = maps.dtype == torch.float64 and self.variant != "paper" and self._histogram is None
         scores = maps.detach().to(device=self.device, dtype=torch.float64 if keep_double else torch.float32).reshape(-1)
-        anomalous = scores[torch.from_numpy(pixels).to(self.device)]
-        self._store.add(scores, anomalous)
+        pixels = self._keep(scores, masks.detach())
         self._images.append((numbers or range(self._seen, self._seen + maps.shape[0]), maps.shape[1] * maps.shape[2]))
         self._seen += maps.shape[0]
         self._total += scores.numel()
@@ -161,6 +161,21 @@ class PixelMetrics:
         return self._histogram.walk(every=queries.size > 0)
 
     # --- where the pixels go ----------------------------------------------------------------------------------------
+
+    def _keep(self, scores: Tensor, masks: Tensor) -> Ints:
+        """Store scores (B * H * W,) while the regions of masks (B, H, W) are found; returns where the anomalous pixels are (P,)."""
+        host = masks.cpu().numpy()
+        if self.device.type == "cpu" and torch.get_num_threads() > 1 and scores.numel() >= SHARED:
+            with ThreadPoolExecutor(1) as pool:
+                copied = pool.submit(self._store.add, scores)
+                pixels = self._masks.add(host)
+                copied.result()
+        else:
+            self._store.add(scores)
+            pixels = self._masks.add(host)
+        if pixels.size:
+            self._store.add_anomalous(take(scores, pixels))
+        return pixels
 
     def _spill(self) -> None:
         """Move the kept pixels into the histogram."""

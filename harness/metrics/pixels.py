@@ -7,6 +7,7 @@ pixels of the other bins are sorted. Counts are integers, so the result does not
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -21,10 +22,10 @@ from inpbench.harness.metrics.curve import Groups
 from inpbench.harness.metrics.keys import Floats, Ints, keys_of, ordered_keys
 from inpbench.harness.metrics.regions import Areas
 
-CHUNK = 1 << 20  # pixels held in one tensor
+CHUNK = 1 << 20  # pixels held in one tensor; NumPy asks the system for large pages from 4 MiB on, which cost a fifth to fill
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 PIECE = 1 << 18  # pixels looked at at a time: what is computed from them stays in a processor's cache
-GROUP = 1 << 22  # pixels counted at a time: a call of bincount costs as much as its bins
+GROUP = 1 << 23  # pixels counted at a time: a call of bincount costs as much as its bins
 FEWEST_BINS, MOST_BINS = 1 << 12, 1 << 20  # of the coarse histogram, which stays in a processor's cache
 PIXELS_A_BIN = 8  # on average; with fewer the bins cost more than the pixels that need no sorting save
 MOST_THREADS = 4  # each holds a group and a histogram
@@ -38,6 +39,15 @@ class Grid(NamedTuple):
     bins: int
     wanted: Tensor  # (bins,) bool: those that hold a key of interest
     ordered: bool  # the scores' bits are their keys: none is negative
+    targets: Ints  # (T,) the keys of interest, ascending
+
+
+class Look(NamedTuple):
+    """What is seen of some pixels."""
+
+    histogram: Tensor  # (bins,) int64, pixels of each bin
+    above: Ints  # (T,) pixels of wanted bins that lie strictly above each target, and
+    equal: Ints  # (T,) that are equal to it
 
 
 class PixelStore:
@@ -52,15 +62,15 @@ class PixelStore:
         self._extremes: list[Tensor] = []  # (2,) smallest and largest score of what was added at a time
         self._anomalous: list[Tensor] = []
 
-    def add(self, scores: Tensor, anomalous: Tensor) -> None:
-        """scores: (n,) float32 or float64; anomalous: (p,) of them again."""
+    def add(self, scores: Tensor) -> None:
+        """scores: (n,) float32 or float64."""
         if scores.dtype == torch.float64 and self.dtype == torch.float32:
             self.dtype = torch.float64  # float32 scores are float64 scores: nothing is lost
             self._chunks = [chunk.double() for chunk in self._chunks]
         start = 0
         while start < scores.numel():
             if not self._chunks or self._used == CHUNK:
-                self._chunks.append(torch.empty(CHUNK, dtype=self.dtype, device=self.device))
+                self._chunks.append(_room(CHUNK, self.dtype, self.device))
                 self._used = 0
             count = min(CHUNK - self._used, scores.numel() - start, PIECE)
             kept = self._chunks[-1][self._used : self._used + count]
@@ -68,8 +78,10 @@ class PixelStore:
             self._used += count
             start += count
         self.total += scores.numel()
-        if anomalous.numel():
-            self._anomalous.append(anomalous)
+
+    def add_anomalous(self, scores: Tensor) -> None:
+        """scores: (p,) the anomalous ones of those added before, again."""
+        self._anomalous.append(scores)
 
     def chunks(self) -> Iterator[Tensor]:
         """The scores, (n,) at a time."""
@@ -136,12 +148,13 @@ class PixelStore:
             targets, anomalous, share = keys, counts, shares
         if targets.size == 0:
             return
-        above, equal = self._count(targets)
+        with one_thread(self.device) as threads:
+            above, equal = self._count(targets, threads)
         above -= anomalous[::-1].cumsum()[::-1] - anomalous  # counts of all pixels become counts of normal ones
         equal -= anomalous
         yield Groups(targets[::-1], above[::-1], equal[::-1], anomalous[::-1], share[::-1])
 
-    def _count(self, targets: Ints) -> tuple[Ints, Ints]:
+    def _count(self, targets: Ints, threads: int) -> tuple[Ints, Ints]:
         """Pixels strictly above each target and pixels equal to it; targets (T,) ascending, all within the extremes."""
         dtype = np.float64 if self.dtype == torch.float64 else np.float32
         low, high = (int(key) for key in keys_of(np.array(self.range(), dtype)))
@@ -153,54 +166,77 @@ class PixelStore:
         target_bins = torch.from_numpy((targets >> shift) - base).to(self.device)
         wanted = torch.zeros(bins, dtype=torch.bool, device=self.device)
         wanted[target_bins] = True
-        histogram, sorted_keys = self._look(Grid(shift, base, bins, wanted, low >= 0))
+        grid = Grid(shift, base, bins, wanted, low >= 0, targets)
+        looks = self._look(grid, threads)
+        histogram = sum((one.histogram for one in looks[1:]), looks[0].histogram)
         histogram[target_bins] = 0
         upto_bin = histogram.cumsum(0)  # pixels in unwanted bins up to each
-        beyond = (upto_bin[-1] - upto_bin.index_select(0, target_bins)).cpu().numpy()
-        sorted_keys.sort()
-        # One search among the distinct keys gives both ends of the stretch that equals a target; it may be empty.
-        starts = np.flatnonzero(np.concatenate((sorted_keys[:1] == sorted_keys[:1], sorted_keys[1:] != sorted_keys[:-1])))
-        different = sorted_keys[starts]
-        narrow = targets.astype(sorted_keys.dtype)
-        at = np.searchsorted(different, narrow)
-        found = np.append(different, narrow[:1])[at] == narrow
-        found &= at < different.size
-        starts = np.append(starts, sorted_keys.size)
-        first, last = starts[at], starts[at + found]
-        return beyond + (sorted_keys.size - last), last - first
+        above: Ints = (upto_bin[-1] - upto_bin.index_select(0, target_bins)).cpu().numpy()
+        return sum((one.above for one in looks), above), sum((one.equal for one in looks[1:]), looks[0].equal)
 
-    def _look(self, grid: Grid) -> tuple[Tensor, NDArray[Any]]:
-        """Pixels (bins,) of each bin, and the keys, on the host, of those in wanted bins."""
-        chunks = list(self.chunks())
-        threads = min(torch.get_num_threads(), MOST_THREADS, len(chunks)) if self.device.type == "cpu" else 1
+    def _look(self, grid: Grid, threads: int) -> list[Look]:
+        """What each of the threads sees of its share of the pixels."""
+        pieces = list(self.chunks())
+        if self.device.type == "cpu":
+            pieces = [piece for chunk in pieces for piece in torch.split(chunk, PIECE)]
+        threads = min(threads, MOST_THREADS, len(pieces))
         if threads == 1:
-            histogram, near = look(chunks, grid)
-            return histogram, np.concatenate(near)
-        shares = [chunks[first::threads] for first in range(threads)]
-        # One thread of torch's own in each of ours: its barriers cost more than the arithmetic between them.
+            return [look(pieces, grid)]
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found = list(pool.map(lambda share: look(share, grid), shares))
-        torch.set_num_threads(torch.get_num_threads())  # for threads to come: the call above set their number too
-        return sum((one for one, _ in found[1:]), found[0][0]), np.concatenate([part for _, near in found for part in near])
+            return list(pool.map(lambda share: look(share, grid), [pieces[first::threads] for first in range(threads)]))
 
 
-def look(chunks: list[Tensor], grid: Grid) -> tuple[Tensor, list[NDArray[Any]]]:
-    """The histogram (bins,) int64 of all scores of `chunks` and the keys in wanted bins, in pieces of any size."""
+@contextlib.contextmanager
+def one_thread(device: torch.device) -> Iterator[int]:
+    """Torch works in one thread meanwhile; yields how many threads may run in its place: one where `device` is not the CPU.
+
+    The barriers of torch's threads cost more than the few operations between them, and its idle threads keep the processor busy.
+    """
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield usual if device.type == "cpu" else 1
+    finally:
+        torch.set_num_threads(usual)
+
+
+def look(pieces: list[Tensor], grid: Grid) -> Look:
+    """Count the scores of `pieces`, each (n,) with n up to GROUP."""
     device = grid.wanted.device
     histogram = torch.zeros(grid.bins, dtype=torch.int64, device=device)
-    room = torch.empty(min(GROUP, sum(chunk.numel() for chunk in chunks)), dtype=torch.int32, device=device)
+    room = _room(min(GROUP, sum(piece.numel() for piece in pieces)), torch.int32, device)
+    is_near = _room(max(piece.numel() for piece in pieces), torch.bool, device)
     near, used = [], 0
-    for chunk in chunks:
-        if used + chunk.numel() > room.numel():
+    for scores in pieces:
+        count = scores.numel()
+        if used + count > room.numel():
             histogram += torch.bincount(room[:used], minlength=grid.bins)
             used = 0
-        for scores in torch.split(chunk, PIECE):
-            keys = scores.view(_BITS[scores.dtype]) if grid.ordered else ordered_keys(scores)
-            bin_of = torch.sub(keys >> grid.shift, grid.base, out=room[used : used + keys.numel()])
-            near.append(_take(keys, grid.wanted.index_select(0, bin_of)))
-            used += keys.numel()
+        keys = scores.view(_BITS[scores.dtype]) if grid.ordered else ordered_keys(scores)
+        bin_of = room[used : used + count]
+        if keys.dtype == bin_of.dtype:
+            torch.bitwise_right_shift(keys, grid.shift, out=bin_of).sub_(grid.base)
+        else:
+            torch.sub(keys >> grid.shift, grid.base, out=bin_of)
+        near.append(_near(keys, torch.index_select(grid.wanted, 0, bin_of, out=is_near[:count])))
+        used += count
     histogram += torch.bincount(room[:used], minlength=grid.bins)
-    return histogram, near
+    return Look(histogram, *count_near(np.concatenate(near), grid.targets))
+
+
+def count_near(keys: NDArray[Any], targets: Ints) -> tuple[Ints, Ints]:
+    """Keys (n,) above each target (T,) and equal to it; sorts the keys in place, targets ascend."""
+    keys.sort()
+    # One search among the distinct keys gives both ends of the stretch that equals a target; it may be empty.
+    starts = np.flatnonzero(np.concatenate((keys[:1] == keys[:1], keys[1:] != keys[:-1])))
+    different = keys[starts]
+    narrow = targets.astype(keys.dtype)
+    at = np.searchsorted(different, narrow)
+    found = np.append(different, narrow[:1])[at] == narrow
+    found &= at < different.size
+    starts = np.append(starts, keys.size)
+    first, last = starts[at], starts[at + found]
+    return keys.size - last, last - first
 
 
 def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float64]]:
@@ -222,6 +258,13 @@ def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float
     return keys[starts], np.diff(starts, append=keys.size), np.add.reduceat(1.0 / areas, starts)
 
 
+def _room(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An uninitialised tensor (count,); of large pages on the CPU, where NumPy asks the system for them and torch does not."""
+    if device.type != "cpu":
+        return torch.empty(count, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(count, str(dtype).removeprefix("torch.")))
+
+
 def _keep(scores: Tensor, kept: Tensor) -> Tensor:
     """Write scores (n,) to `kept` (n,) and return the smallest and the largest (2,); adding 0 turns -0.0 into 0.0 on the way.
 
@@ -236,12 +279,23 @@ def _keep(scores: Tensor, kept: Tensor) -> Tensor:
         return torch.tensor((out.min(), out.max()), dtype=kept.dtype)
 
 
-def _take(keys: Tensor, wanted: Tensor) -> NDArray[Any]:
-    """The keys (n,) that are `wanted` (n,), on the host, where NumPy selects twice as fast as torch, and faster by position."""
+def take(values: Tensor, positions: Ints) -> Tensor:
+    """values[positions]: (n,), (p,) int64 on the host -> (p,); on the CPU by NumPy, which is twice as fast."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy()[positions])
+    return values[sent(torch.from_numpy(positions), values.device)]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on `device`; the host does not wait for what the device is doing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _near(keys: Tensor, is_near: Tensor) -> NDArray[Any]:
+    """The keys (n,) that are near (n,), on the host; by position, which costs half of a selection by truth."""
     if keys.device.type == "cpu":
-        few: NDArray[Any] = keys.numpy()[np.flatnonzero(wanted.numpy())]
-        return few
-    return keys[wanted].cpu().numpy()
+        return take(keys, np.flatnonzero(is_near.numpy())).numpy()
+    return keys[is_near].cpu().numpy()
 
 
 def raise_not_finite(value_of: str, index: int) -> None:
