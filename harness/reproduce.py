@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from inpbench.harness.errors import BenchError, NothingError, UsageError, did_you_mean
+from inpbench.harness.marks import marks_of
 from inpbench.harness.metrics import METRICS, PIXEL_METRICS
 from inpbench.harness.models import kept_folder
 from inpbench.harness.plan import Cell, Request, make_plan
+from inpbench.harness.records import new_record
 from inpbench.harness.reported import Entry, compare, load_reported
 from inpbench.harness.sources import in_words, is_shared
 from inpbench.harness.tables import Cell as TableCell
@@ -124,6 +126,23 @@ def plan_protocols(request: Request, store: RecordStore, options: Options) -> li
                 f"{cell.method.name} {cell.setting.name}: {cell.reason}", "Type: bench list settings"
             )
     return cells
+
+
+def check_comparable(cells: Sequence[Cell], entries: Mapping[str, Entry]) -> None:
+    """Raise `NothingError` where no number of a data set could be judged, before anything is trained."""
+    for name, entry in entries.items():
+        reasons: dict[str, None] = {}
+        for cell in (cell for cell in cells if cell.dataset.name == name):
+            planned = new_record(cell.identity, cell.label, marks=marks_of(cell))
+            found = compare(planned, list(METRICS), entries=[entry], vouched=True)
+            if found.values:
+                break
+            reasons |= dict.fromkeys(found.reasons.values())
+        else:
+            raise NothingError(
+                f"No number on {name} would have the published protocol: {'; '.join(reasons)}.",
+                "Leave out what differs from the paper's recipe; bench run compares anything with anything.",
+            )
 
 
 def run_protocols(

@@ -1,4 +1,4 @@
-"""Official `model.pth` files from the command line: the numbers of every setting come back; other files are refused in words."""
+"""`model.pth` files from the command line: of one class (others: test_run_settings), and wrong ones, which are refused in words."""
 
 from __future__ import annotations
 
@@ -25,39 +25,21 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*/*/*.json"))]
 
 
-def test_a_few_shot_model_comes_back(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = [*INP, *TINY, "-s", "few_shot", "--shots", "2", "--results"]
+def test_a_single_class_model_comes_back(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*INP, *TINY, "-s", "single_class", "--results"]
     assert bench(*command, results).code == 0
     (own,) = records(results)
-    file = tmp_path / "model.pth"
-    assert bench("export", own["id"], "--format", "official", "--out", file, "--results", results).code == 0
+    file = tmp_path / "nut" / "model.pth"
+    file.parent.mkdir()
+    exported = bench("export", own["id"], "--format", "official", "--model", "nut", "--out", file, "--results", results)
+    assert exported.code == 0, exported.err
     monkeypatch.setattr(InpFormer, "fit", lambda *_: pytest.fail("trained"))
-    outcome = bench(*command, tmp_path / "official", "--checkpoint", file, "--phase", "test")
+    outcome = bench(*command, tmp_path / "official", "--checkpoint", file, "--categories", "nut")
     assert outcome.code == 0, outcome.err
     (official,) = records(tmp_path / "official")
-    assert official["metrics"]["mean"] == pytest.approx(own["metrics"]["mean"], abs=1e-6)
-    assert official["support"] == [] and official["identity"]["shots"] == 2, "which images it was trained on is not known"
-
-
-def test_a_super_multi_class_model_comes_back(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inpbench.datasets.synthetic import SyntheticParams, generate
-
-    generate(tmp_path / "set", SyntheticParams(size=64, seed=5, train=3, normal=2, defective=1, categories="tile"))
-    drawn = [word for word in TINY if word not in ("--categories", "weave,nut")]
-    drawn[drawn.index("synthetic")] = "synthetic,folder"
-    both = ["--set", "synthetic.categories=weave", "--data-root", f"folder={tmp_path / 'set'}", "-s", "super_multi_class"]
-    command = [*INP, *drawn, *both, "--results"]
-    assert bench(*command, results).code == 0
-    own = {record["identity"]["dataset"]: record for record in records(results)}
-    file = tmp_path / "model.pth"
-    assert bench("export", own["folder"]["id"], "--format", "official", "--out", file, "--results", results).code == 0
-    monkeypatch.setattr(InpFormer, "fit", lambda *_: pytest.fail("trained"))
-    outcome = bench(*command, tmp_path / "official", "--checkpoint", file)
-    assert outcome.code == 0 and "Trained on: not stated (a checkpoint: as its user says)" in outcome.out, outcome.err
-    official = {record["identity"]["dataset"]: record for record in records(tmp_path / "official")}
-    assert set(official) == {"synthetic", "folder"}
-    for name, record in official.items():
-        assert record["metrics"]["mean"] == pytest.approx(own[name]["metrics"]["mean"], abs=1e-6)
+    assert official["metrics"]["mean"] == pytest.approx(own["metrics"]["categories"]["nut"], abs=1e-6)
+    several = bench(*command, tmp_path / "none", "--checkpoint", file)
+    assert several.code == 2 and "--categories weave" in several.err and not (tmp_path / "none").exists()
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

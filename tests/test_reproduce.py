@@ -170,6 +170,21 @@ def test_super_multi_class_is_one_training_and_a_table_for_each_set(
     assert all(len(table["rows"]) == 3 + 4 * 4 for table in outcome.json())
 
 
+def test_what_could_not_be_judged_is_not_trained(
+    tmp_path: Path, publish: list[Entry], fits: list[int], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = dict.fromkeys(METRICS, 0.5)
+    publish += [entry(numbers, setting="super_multi_class", dataset=name) for name in ("synthetic", "folder")]
+    words = command(tmp_path, "--setting", "super_multi_class", "--data-root", f"folder={target}")
+    words[words.index("--dataset") + 1] = "synthetic,folder"
+    lacking = bench(*words)
+    assert lacking.code == 4 and "published for one model of mvtec_ad, visa, real_iad" in lacking.err
+    publish.append(entry(numbers))
+    monkeypatch.setattr(reproduce, "marks_of", lambda cell: ["built-in encoder"])
+    marked = bench(*command(tmp_path))
+    assert marked.code == 4 and "built-in encoder" in marked.err and fits == []
+
+
 def test_an_official_checkpoint_is_judged_where_its_user_says_so() -> None:
     """Whose training a checkpoint is cannot be seen: `bench reproduce` takes its user's word, a leaderboard does not."""
     from recordkit import record

@@ -15,6 +15,7 @@ from inpbench.harness.errors import UsageError
 if TYPE_CHECKING:
     from inpbench.harness.plan import Request
     from inpbench.harness.records import Record
+    from inpbench.harness.reported import Entry
     from inpbench.harness.weights import WeightStore
 
 
@@ -87,7 +88,7 @@ def reproduce(
         checkpoint=checkpoint,
     )
     store = WeightStore(weights, download=download)
-    records = _records(request, results_folder(results), store, device, eval_batch, display)
+    records = _records(request, entries, results_folder(results), store, device, eval_batch, display)
     tables, lines = [], []
     for name, entry in entries.items():
         own = [record for record in records if record.identity["dataset"] == name]
@@ -100,7 +101,13 @@ def reproduce(
 
 
 def _records(
-    request: Request, results: Path, weights: WeightStore, device: str, eval_batch: int, display: option.DisplayMode
+    request: Request,
+    entries: dict[str, Entry],
+    results: Path,
+    weights: WeightStore,
+    device: str,
+    eval_batch: int,
+    display: option.DisplayMode,
 ) -> list[Record]:
     """Train and test what is not done, under every protocol."""
     from inpbench.harness import reproduce as work
@@ -116,5 +123,6 @@ def _records(
     cells = work.plan_protocols(request, store, options)
     if display is not option.DisplayMode.none:
         print_plan(cells, live.console)
+    work.check_comparable(cells, entries)
     with live:
         return work.run_protocols(cells, store, options, live.cell)
