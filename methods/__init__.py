@@ -3,5 +3,6 @@
 BUILTIN = {
     "inp_former": "inpbench.methods.inp_former:INFO",
     "dinomaly": "inpbench.methods.dinomaly:INFO",
+    "pmad": "inpbench.methods.pmad:INFO",
     "raw_pixel": "inpbench.methods.raw_pixel:INFO",
 }
