@@ -323,7 +323,8 @@ class MethodInfo:
     extra: str | None = None  # the pip extra that its imports need
     baseline: bool = False  # a yardstick, not a contender: marked in tables
     told_category: bool = False  # it is `CategoryAware`: told the category of each test image, which the others are not
-    untrained: frozenset[str] = frozenset()  # settings in which it learns from no image at all: zero_shot needs no source then
+    # Settings in which it learns from no image at all: `fit` is not called there, and zero_shot needs no source.
+    untrained: frozenset[str] = frozenset()
 
     SETTINGS_ALL: ClassVar[frozenset[str]] = frozenset(
         {"multi_class", "single_class", "few_shot", "zero_shot", "super_multi_class", "cross_class", "generalist"}

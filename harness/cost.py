@@ -45,8 +45,10 @@ class Cost:
         results = list(results)
         images = sum(result.images for result in results)
         seconds = sum(result.predict_s for result in results)
+        enter_s = sum(result.enter_s for result in results)
         return {
             "fit_s": self.fit_s,
+            **({"enter_s": enter_s} if enter_s > 0 else {}),
             "predict_s": seconds,
             "predict_images_per_s": images / seconds if seconds > 0 else None,
             "parameters_total": self.parameters_total,

@@ -43,6 +43,7 @@ class CategoryResult:
     samples: dict[str, list[Any]]  # image, score, label: one entry an image, in the manifest's order
     images: int
     predict_s: float
+    enter_s: float = 0.0  # of `enter` and `consult`, where the method has them
 
     def write(self, folder: Path, category: str) -> None:
         """Save atomically; floats keep every bit (JSON with repr)."""

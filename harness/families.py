@@ -1,7 +1,9 @@
 """Which records may stand in one table, and which of them are one row of it.
 
 Records are comparable only when everything that makes up the protocol agrees (`FAMILY_KEYS`): such a family is one table, and
-families are never mixed. A row is an identity without its seed and what the seed drew.
+families are never mixed. A row is an identity without its seed and what the seed drew. A method that learned from no image stands
+in the table of every source (there is nothing that it could have learned from another); what was tuned on the test labels (oracle)
+never stands beside what was not.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from inpbench.harness.marks import ORACLE
 from inpbench.harness.records import Record, canonical_json
 from inpbench.harness.settings import SETTINGS
-from inpbench.harness.sources import caption_of, in_words
+from inpbench.harness.sources import caption_of, in_words, learned_nothing
 
 FAMILY_KEYS = (
     "dataset",
@@ -44,7 +47,8 @@ class Family:
         k = self.protocol["shots"]
         shots = f", {k} shot{'s' if k > 1 else ''}" if k else ""
         source = f" {words}" if (words := in_words(self.protocol)) else ""
-        return f"{self.protocol['dataset']}, {self.protocol['setting']}{source}{shots}"
+        oracle = f", {ORACLE}" if self.protocol.get("selection") == "oracle" else ""
+        return f"{self.protocol['dataset']}, {self.protocol['setting']}{source}{shots}{oracle}"
 
     def caption(self) -> list[str]:
         """The protocol in words, one statement a line."""
@@ -62,6 +66,8 @@ class Family:
         ]
         if protocol["source"] is not None:
             lines += caption_of(protocol["source"])
+        elif learned_nothing(protocol):
+            lines.append("Trained on: nothing (these methods learn from no image)")
         if protocol["limit"] is not None:
             lines.append(f"LIMITED to {protocol['limit']} images a group: a trial, not a result")
         return lines
@@ -85,7 +91,7 @@ class Row:
 
     @property
     def chosen_on_test(self) -> bool:
-        """Whether the checkpoint was picked by its test result."""
+        """Whether the checkpoint was picked by its test result, or the method was tuned on it."""
         return bool(self.first.identity["selection"] != "last")
 
     def values(self, metric: str, category: str | None = None) -> list[float]:
@@ -119,12 +125,38 @@ def _value(record: Record, metric: str, category: str | None) -> float | None:
 
 def families(records: Iterable[Record]) -> list[Family]:
     """Records by comparability, in a stable order (data set, setting, shots, then the rest of the protocol)."""
-    groups: dict[str, list[Record]] = {}
+    groups: dict[str, tuple[dict[str, Any], list[Record]]] = {}
     for record in records:
-        groups.setdefault(canonical_json({key: record.identity[key] for key in FAMILY_KEYS}), []).append(record)
-    made = [Family({key: group[0].identity[key] for key in FAMILY_KEYS}, tuple(group)) for group in groups.values()]
-    order = canonical_json
-    return sorted(made, key=lambda f: (f.protocol["dataset"], f.protocol["setting"], f.protocol["shots"], order(f.protocol)))
+        protocol = _protocol(record)
+        groups.setdefault(canonical_json(protocol), (protocol, []))[1].append(record)
+    joined = _with_untrained(list(groups.values()))
+    made = [Family(protocol, tuple(group)) for protocol, group in joined]
+
+    def order(family: Family) -> tuple[Any, ...]:
+        protocol = family.protocol
+        return (protocol["dataset"], protocol["setting"], protocol["shots"], "selection" in protocol, canonical_json(protocol))
+
+    return sorted(made, key=order)
+
+
+def _protocol(record: Record) -> dict[str, Any]:
+    """What records of one table share; `selection` enters where it tells an oracle from all others."""
+    oracle = {"selection": "oracle"} if record.identity["selection"] == "oracle" else {}
+    return {key: record.identity[key] for key in FAMILY_KEYS} | oracle
+
+
+def _with_untrained(groups: list[tuple[dict[str, Any], list[Record]]]) -> list[tuple[dict[str, Any], list[Record]]]:
+    """Groups whose methods learned from no image join the groups of every source; without any they stay by themselves."""
+    kept = []
+    for protocol, records in groups:
+        hosts = []
+        if learned_nothing(protocol):
+            hosts = [theirs for other, theirs in groups if other["source"] is not None and other | {"source": None} == protocol]
+        for host in hosts:
+            host += records
+        if not hosts:
+            kept.append((protocol, records))
+    return kept
 
 
 def rows_of(family: Family) -> list[Row]:

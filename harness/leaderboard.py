@@ -13,8 +13,10 @@ from typing import Any
 from inpbench.harness import reported as published
 from inpbench.harness.errors import BenchError, UsageError, did_you_mean
 from inpbench.harness.families import Family, Row, families, rows_of
+from inpbench.harness.marks import INFORMATION, ORACLE, obstacles
 from inpbench.harness.metrics import METRICS
 from inpbench.harness.records import Record
+from inpbench.harness.sources import learned_nothing, trained_on
 from inpbench.harness.tables import MISSING, Cell, Column, Footnotes, Table, render
 
 __all__ = ["build_tables", "names_of", "render"]
@@ -128,13 +130,20 @@ def _variant(record: Record) -> str:
 
 
 def _row_marks(row: Row, notes: Footnotes) -> list[str]:
-    marks = [notes.mark("checkpoint chosen on the test set: not ranked", "†")] if row.chosen_on_test else []
+    marks = [notes.mark(f"{_choice(row)}: not ranked", "†")] if row.chosen_on_test else []
     if _is_yardstick(row.first.identity["method"]):
         marks.append(notes.mark("a yardstick, not a contender", "‡"))
     texts = dict.fromkeys(mark for record in row.records for mark in record.marks)
-    marks += [notes.mark(f"{text}: not comparable with published numbers") for text in texts]
+    marks += [notes.mark(f"{text}: not comparable with published numbers") for text in obstacles(texts) if text != ORACLE]
+    marks += [notes.mark(text) for text in texts if text in INFORMATION]
+    if learned_nothing(row.first.identity):
+        marks.append(notes.mark("trained on: nothing"))
     skipped = max(len(record.skipped) for record in row.records)
     return marks + ([notes.mark(f"{skipped} findings about the data set in the record")] if skipped else [])
+
+
+def _choice(row: Row) -> str:
+    return ORACLE if row.first.identity["selection"] == "oracle" else "checkpoint chosen on the test set"
 
 
 def _is_yardstick(method: str) -> bool:
@@ -205,6 +214,7 @@ def _row_data(family: Family, row: Row, name: str) -> dict[str, Any]:
         "manifest": family.protocol["manifest"],
         "method": identity["method"],
         "name": name,
+        "trained_on": trained_on(identity),
         "input": _input(row.first),
         "encoder": _encoder(row.first),
         "seeds": row.seeds,

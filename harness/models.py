@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 
 def models_folder(store: RecordStore, record: Record) -> Path:
-    """Where the models of a record lie."""
-    if is_shared(record.identity):
-        found = trained_file(store, record.identity)
-        return shared_folder(store, record.identity) if found is None else found[0].parent
-    return store.path_of(record.identity).with_suffix(".models")
+    """Where the models of a record lie: beside it, or, where only a shared training made them, in the folder of that."""
+    own = store.path_of(record.identity).with_suffix(".models")
+    if not is_shared(record.identity) or own.is_dir():
+        return own
+    found = trained_file(store, record.identity)
+    return shared_folder(store, record.identity) if found is None else found[0].parent
 
 
 def shared_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path:
@@ -42,11 +43,16 @@ def shared_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path:
     return store.folder / "trained" / method / training_id(identity)[:12]
 
 
-def trained_file(store: RecordStore, identity: Mapping[str, Any]) -> tuple[Path, float] | None:
-    """The kept model of the training behind a cell, and the seconds it took: the shared one, or that of the source's own record."""
+def trained_file(store: RecordStore, identity: Mapping[str, Any], *, told_category: bool = False) -> tuple[Path, float] | None:
+    """The kept model of the training behind a cell, and the seconds it took: the shared one, or that of the source's own record.
+
+    told_category: the shared one only; the model of a record knows the references of the categories that were tested there.
+    """
     shared = shared_folder(store, identity) / "all.safetensors"
     if shared.is_file():
         return shared, _fit_seconds(shared)
+    if told_category:
+        return None
     wanted = training_id(identity)
     same = {"method": identity["method"], "seed": identity["seed"], "setting": identity["source"]["setting"]}
     for record in store.all(status="done", **same):

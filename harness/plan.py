@@ -44,7 +44,7 @@ class Request:
     changes: dict[str, dict[str, str]] = field(default_factory=dict)  # --set, by method or data set
     data_root: Path | None = None
     data_roots: dict[str, Path] = field(default_factory=dict)  # --data-root NAME=DIR
-    source: str | None = None  # the data set that zero_shot trains on
+    source: str | None = None  # the data set that zero_shot and generalist train on
     source_root: Path | None = None
     categories: tuple[str, ...] = ()  # () is all
     limit: int | None = None
@@ -91,19 +91,6 @@ class Cell:
         }
 
 
-def marks_of(cell: Cell) -> list[str]:
-    """Why the cell's numbers are not comparable with published ones; shown in every table."""
-    marks = []
-    weights = cell.identity.get("weights", {})
-    if any(str(value).startswith("builtin") for value in weights.values()):
-        marks.append("built-in encoder")
-    if "random" in weights.values():
-        marks.append("random weights")
-    if cell.identity.get("limit") is not None:
-        marks.append(f"limited to {cell.identity['limit']} images a group")
-    return marks
-
-
 def make_plan(request: Request, store: RecordStore, weights: WeightStore, scoring: Scoring, *, force: bool = False) -> list[Cell]:
     """All cells of a request, in the order they would run. Reads the disk (data listing, weight hashes, records), runs nothing.
 
@@ -115,7 +102,8 @@ def make_plan(request: Request, store: RecordStore, weights: WeightStore, scorin
     drafts = [_draft(name, request) for name in request.methods]
     refused = bool(setting.refusal)
     manifests = [None if refused else _manifest(DATASETS.get(name), request) for name in request.datasets]
-    trained_on = () if refused else _trained_on(setting, request, manifests)
+    training = [info for info, _, _ in drafts if setting.name not in info.untrained]
+    trained_on = () if refused or not training else _trained_on(setting, request, manifests)
     cells: list[Cell] = []
     for dataset, manifest in zip(map(DATASETS.get, request.datasets), manifests, strict=True):
         for info, params, label in drafts:
@@ -131,7 +119,7 @@ def make_plan(request: Request, store: RecordStore, weights: WeightStore, scorin
                         shots=shots,
                         status="todo",
                         manifest=manifest,
-                        trained_on=trained_on,
+                        trained_on=trained_on if info in training else (),
                         request=request,
                     )
                     cells.append(_decide(cell, request, store, weights, scoring, force))
@@ -148,7 +136,7 @@ def _check(request: Request, setting: Setting) -> None:
         )
     if request.shots and not setting.shots:
         raise UsageError(f"{setting.name} has no shots.", "Leave --shots out, or type: --setting few_shot")
-    if request.checkpoint is not None and (len(request.methods) > 1 or setting.unit == "category"):
+    if request.checkpoint is not None and (len(request.methods) > 1 or setting.unit != "dataset"):
         raise UsageError(
             "--checkpoint is one model of one method; this run has several.", "Type: --methods NAME --setting multi_class"
         )
@@ -177,11 +165,6 @@ def _check_setting(request: Request, setting: Setting) -> None:
             )
     if not setting.working:
         return
-    if setting.source and request.source is None and request.checkpoint is None:
-        raise UsageError(
-            f"{setting.name} is trained on another data set than it is tested on, and none is named.",
-            "Type: --source real_iad [--source-root DIR], or: --checkpoint model.pth",
-        )
     if setting.several_datasets and len(request.datasets) < 2 and request.checkpoint is None:
         raise UsageError(
             f"{setting.name} trains one model on several data sets, found one: {request.datasets[0]}.",
@@ -192,7 +175,7 @@ def _check_setting(request: Request, setting: Setting) -> None:
 
 
 def _trained_on(setting: Setting, request: Request, manifests: Sequence[Manifest | None]) -> tuple[Manifest, ...]:
-    """The data sets of a model that several cells share; none where each cell has its own, or a checkpoint."""
+    """The data sets of a model that several cells share; none where each cell has its own, a checkpoint, or (yet) no source."""
     if request.checkpoint is not None:
         return ()
     if setting.several_datasets:
@@ -267,14 +250,13 @@ def _history(record: Record) -> str:
 def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Scoring) -> dict[str, Any]:
     """The identity document of a cell: plain data, in clear, versioned. Raises `WeightsError` when weights are missing."""
     assert cell.manifest is not None
-    if any(cell.setting.source and other.sha256 == cell.manifest.sha256 for other in cell.trained_on):
-        raise UsageError(
-            f"{cell.setting.name}: source and target are the same images ({cell.dataset.name} in {cell.manifest.root}).",
-            "Choose another --source, or type: --setting multi_class",
-        )
-    support: dict[str, Any] = {}
-    if cell.setting.shots and request.checkpoint is None:  # which images a checkpoint was trained on is not known
-        support = {"support": draw_of(cell.manifest, cell.shots, cell.seed)}
+    _check_source(cell, request)
+    chosen: dict[str, Any] = {}
+    # Which images a checkpoint was trained on is not known; which a method is shown of the category is.
+    if cell.setting.shots and (request.checkpoint is None or cell.method.told_category):
+        chosen["support"] = draw_of(cell.manifest, cell.shots, cell.seed, prompts=cell.setting.anomalies)
+    if cell.setting.unit == "direction":
+        chosen["groups"] = groups_of(cell.dataset, cell.manifest.categories)
     preprocess = cell.params.preprocess
     return {
         "v": IDENTITY_VERSION,
@@ -301,14 +283,62 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
         },
         "engine": request.engine,
         "limit": request.limit,
-        "selection": "last",
+        "selection": getattr(cell.params, "selection", "last"),
         "checkpoint": None if request.checkpoint is None else weights.hash_file(request.checkpoint),
-        **support,
+        **chosen,
     }
+
+
+def _check_source(cell: Cell, request: Request) -> None:
+    """Raise `UsageError` where a setting trains on another data set, and there is none, or one that holds the tested images."""
+    assert cell.manifest is not None
+    if not cell.setting.source or request.checkpoint is not None or cell.setting.name in cell.method.untrained:
+        return
+    if not cell.trained_on:
+        ours = "real_iad"
+        if cell.setting.anomalies:  # InCTRL's rule
+            ours = "visa" if cell.dataset.name == "mvtec_ad" else "mvtec_ad"
+        raise UsageError(
+            f"{cell.setting.name} is trained on another data set than it is tested on, and none is named.",
+            f"Type: --source {ours} [--source-root DIR], or: --checkpoint model.pth",
+        )
+    tested = {sample.image for sample in cell.manifest.samples}
+    for source in cell.trained_on:
+        if source.root.resolve() == cell.manifest.root.resolve() and not tested.isdisjoint(s.image for s in source.samples):
+            raise UsageError(
+                f"{cell.setting.name}: source and target are the same images ({cell.dataset.name} in {cell.manifest.root}).",
+                "Choose another --source, or type: --setting multi_class",
+            )
+        missing = [name for name, label in (("normal", 0), ("anomalous", 1)) if all(s.label != label for s in source.samples)]
+        if cell.setting.anomalies and missing:
+            raise UsageError(
+                f"{cell.setting.name} learns from normal and anomalous images; {source.info.name} in {source.root} has no "
+                f"{missing[0]} one.",
+                "Choose another data set: --source NAME",
+            )
+
+
+def groups_of(dataset: DatasetInfo, categories: Sequence[str]) -> dict[str, list[str]]:
+    """The categories by kind: `objects` and `textures`; raises `UsageError` where one of the two is missing."""
+    groups = {
+        "objects": [category for category in categories if category not in dataset.textures],
+        "textures": [category for category in categories if category in dataset.textures],
+    }
+    for kind, members in groups.items():
+        if not members:
+            why = (
+                f"has no {kind} among {', '.join(categories)}" if dataset.textures else "does not say which categories are textures"
+            )
+            raise UsageError(
+                f"cross_class needs objects and textures; {dataset.name} {why}.", "Type for example: --dataset mvtec_ad"
+            )
+    return groups
 
 
 def _source(cell: Cell, request: Request) -> dict[str, Any] | None:
     """What was trained on, where it is not the data set that is tested."""
+    if cell.setting.name in cell.method.untrained:
+        return None
     if cell.trained_on:
         return source_of(cell.setting, cell.trained_on)
     shared = cell.setting.source or cell.setting.several_datasets

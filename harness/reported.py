@@ -21,6 +21,7 @@ from typing import Any
 
 from inpbench.harness.api import FINDINGS
 from inpbench.harness.errors import BenchError, RecordError
+from inpbench.harness.marks import obstacles
 from inpbench.harness.metrics import PIXEL_METRICS
 from inpbench.harness.records import Record
 
@@ -143,8 +144,8 @@ def _reference(identity: Mapping[str, Any], category: str | None, entries: Seque
 def _obstacle(record: Record) -> str:
     """Why no number of this record may stand beside a published one, or an empty text."""
     identity = record.identity
-    if record.marks:
-        return ", ".join(record.marks)
+    if marks := obstacles(record.marks):
+        return ", ".join(marks)
     if any(not str(value).startswith("sha256:") for value in identity["weights"].values()):
         return "the encoder has not the official weights"
     if identity["limit"] is not None:

@@ -11,12 +11,12 @@ import gc
 import random
 import shutil
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,19 +24,21 @@ import torch
 from inpbench.harness.api import Context, Progress
 from inpbench.harness.claims import claim
 from inpbench.harness.cost import Cost, count_cost
-from inpbench.harness.errors import BenchError
+from inpbench.harness.errors import BenchError, UsageError
 from inpbench.harness.evaluation import CategoryResult, evaluate_category
 from inpbench.harness.kept_maps import MapKeeper, MapsOf
 from inpbench.harness.loading import prepare
+from inpbench.harness.marks import marks_of
 from inpbench.harness.models import save_model
-from inpbench.harness.plan import Cell, marks_of
+from inpbench.harness.plan import Cell
 from inpbench.harness.records import Record, RecordStore, new_record
+from inpbench.harness.references import enter
 from inpbench.harness.registry import resolve
 from inpbench.harness.scratch import Scratch
 from inpbench.harness.snapshots import FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
 from inpbench.harness.stamp import make_stamp
-from inpbench.harness.training import decoded_for_training, shared_model, support_of, training_set
+from inpbench.harness.training import Trained, decoded_for_training, shared_model, support_of, training_set
 from inpbench.harness.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -132,12 +134,22 @@ def _skipped(cell: Cell) -> list[dict[str, str]]:
     return [{"file": finding.file, "status": finding.status, "message": finding.message} for finding in found]
 
 
-def units_of(cell: Cell) -> dict[str, tuple[str, ...]]:
-    """Name of each model of a cell to the categories it is trained and tested on."""
+class Unit(NamedTuple):
+    """The categories that one model of a cell is trained on (where no other data set is), and those that it is tested on."""
+
+    trained: tuple[str, ...]
+    tested: tuple[str, ...]
+
+
+def units_of(cell: Cell) -> dict[str, Unit]:
+    """The models of a cell by name: `all`, one for each category, or `objects` and `textures` after what they are trained on."""
     assert cell.manifest is not None
     if cell.setting.unit == "category":
-        return {category: (category,) for category in cell.manifest.categories}
-    return {"all": tuple(cell.manifest.categories)}
+        return {category: Unit((category,), (category,)) for category in cell.manifest.categories}
+    if cell.setting.unit == "direction":
+        objects, textures = (tuple(cell.identity["groups"][kind]) for kind in ("objects", "textures"))
+        return {"objects": Unit(objects, textures), "textures": Unit(textures, objects)}
+    return {"all": Unit(cell.manifest.categories, cell.manifest.categories)}
 
 
 def seed_everything(seed: int) -> None:
@@ -162,14 +174,14 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     )
     results: dict[str, CategoryResult] = {}
     cost = Cost()
-    for unit, categories in units_of(cell).items():
-        finished = {c: r for c in categories if (r := CategoryResult.read(work / "tested", c)) is not None}
+    for name, unit in units_of(cell).items():
+        finished = {c: r for c in unit.tested if (r := CategoryResult.read(work / "tested", c)) is not None}
         if options.save_maps is not None:  # tested by a killed run without maps: tested again
             finished = {c: r for c, r in finished.items() if MapKeeper.complete(work.with_suffix(".maps"), c)}
-        if len(finished) < len(categories):
-            left = [c for c in categories if c not in finished]
-            finished |= _run_unit(cell, unit, left, work, options, progress, cost, store)
+        if len(finished) < len(unit.tested):
+            finished |= _run_unit(cell, name, finished, work, options, progress, cost, store)
         results |= finished
+    results = {c: results[c] for c in cell.manifest.categories}  # in one order, whatever was interrupted
     record.metrics = {
         "mean": _means(results),
         "categories": {c: r.metrics for c, r in results.items()},
@@ -216,8 +228,8 @@ def _build(cell: Cell, options: Options, progress: Progress, setting: str, snaps
 
 def _run_unit(
     cell: Cell,
-    unit: str,
-    categories: Sequence[str],
+    name: str,
+    finished: Collection[str],
     work: Path,
     options: Options,
     progress: Progress,
@@ -225,32 +237,29 @@ def _run_unit(
     store: RecordStore,
 ) -> dict[str, CategoryResult]:
     """One model: build, fit (or take up where it was), test the categories that have no result yet."""
-    assert cell.manifest is not None and cell.request is not None
-    snapshots = FolderSnapshots(work / "models" / unit, options.snapshot_every_s)
+    snapshots = FolderSnapshots(work / "models" / name, options.snapshot_every_s)
+    unit = units_of(cell)[name]
     build = partial(_build, cell, options, progress)
     # Before the method of this cell is built: a GPU need not hold both.
     shared = shared_model(cell, store, options, progress, build) if is_shared(cell.identity) else None
     method = build(cell.setting.name, snapshots)
-    fitted = snapshots.load_fitted() if shared is None else shared.state
-    if fitted is not None:
-        method.load_state(fitted)
-    elif cell.request.checkpoint is not None:
-        method.load_official(options.weights.read_file(cell.request.checkpoint))
-    else:
-        method.fit(training_set(cell, units_of(cell)[unit], options, progress))
-        snapshots.save_fitted(method.state())
-    earlier_s = snapshots.earlier_s if shared is None else shared.fit_s
-    cost.add_fit(snapshots.elapsed_s() if fitted is None else earlier_s)
+    _teach(cell, method, unit, snapshots, shared, options, progress, cost)
     results = {}
-    for index, category in enumerate(categories):
-        progress(index, len(categories), f"testing {category}")
+    for index, category in enumerate(unit.tested):
+        progress(index, len(unit.tested), f"testing {category}")
+        if category in finished:
+            if options.keep_models and cell.method.told_category:  # the kept model knows all of them
+                enter(cell, category, method, options, progress)
+            continue
+        enter_s = enter(cell, category, method, options, progress)
         maps = MapKeeper(work.with_suffix(".maps"), category, options.save_maps) if options.save_maps is not None else None
         with contextlib.closing(maps) if maps is not None else contextlib.nullcontext():
             results[category] = evaluate_category(cell, category, method, options, cost, maps)
+        results[category].enter_s = enter_s
         results[category].write(work / "tested", category)
-    progress(len(categories), len(categories), "tested")
-    if options.keep_models and shared is None:
-        save_model(work.with_suffix(".models"), unit, cell.id, method.state())
+    progress(len(unit.tested), len(unit.tested), "tested")
+    if options.keep_models and (shared is None or cell.method.told_category):
+        save_model(work.with_suffix(".models"), name, cell.id, method.state())
     count_cost(method, cell.params.preprocess.crop, options, cost)
     snapshots.clear()
     del method
@@ -258,3 +267,29 @@ def _run_unit(
     if options.device.type == "cuda":
         torch.cuda.empty_cache()
     return results
+
+
+def _teach(
+    cell: Cell,
+    method: Any,
+    unit: Unit,
+    snapshots: FolderSnapshots,
+    shared: Trained | None,
+    options: Options,
+    progress: Progress,
+    cost: Cost,
+) -> None:
+    """Make a built method a trained one: from a shared model, a killed run, a checkpoint, or by training it now."""
+    assert cell.request is not None
+    fitted = snapshots.load_fitted() if shared is None else shared.state
+    if fitted is not None:
+        method.load_state(fitted)
+    elif cell.request.checkpoint is not None:
+        if not hasattr(method, "load_official"):
+            raise UsageError(f"{cell.method.name} has no official checkpoints.", "Leave --checkpoint out.")
+        method.load_official(options.weights.read_file(cell.request.checkpoint))
+    elif cell.setting.name not in cell.method.untrained:
+        method.fit(training_set(cell, unit.trained, options, progress))
+        snapshots.save_fitted(method.state())
+    earlier_s = snapshots.earlier_s if shared is None else shared.fit_s
+    cost.add_fit(snapshots.elapsed_s() if fitted is None else earlier_s)

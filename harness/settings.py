@@ -1,7 +1,8 @@
 """The settings of the field as data: what is trained on what, and what is tested.
 
 A setting is versioned: a change that changes a number raises its version, which is part of every identity.
-`unit` says how many models a cell trains: one for the data set, or one for each category.
+`unit` says how many models a cell trains: one for the data set, one for each category, or one for each direction between
+objects and textures.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ class Setting:
     name: str
     version: int
     title: str
-    unit: Literal["dataset", "category"]  # models a cell trains
-    trains: bool = True
+    unit: Literal["dataset", "category", "direction"]  # models a cell trains
     shots: tuple[int, ...] = ()  # customary numbers of support images; () where the setting has none
     source: bool = False  # trained on another data set than it is tested on
     several_datasets: bool = False
+    anomalies: bool = False  # trained on every labelled image of the source, its test images and their anomalies included
     working: bool = True  # False: known, planned, refused with a reason
 
     @property
@@ -56,15 +57,20 @@ _ALL = (
         unit="dataset",
         several_datasets=True,
     ),
-    Setting(name="cross_class", version=1, title="trained on objects, tested on textures, and back", unit="dataset", working=False),
+    Setting(
+        name="cross_class",
+        version=1,
+        title="one model trained on objects and tested on textures, and one the other way round",
+        unit="direction",
+    ),
     Setting(
         name="generalist",
         version=1,
-        title="trained on an auxiliary data set with its anomalies, k normal prompts of the target",
+        title="trained on another data set with its anomalies, shown k normal images of each category that is tested",
         unit="dataset",
         shots=(2, 4, 8),
         source=True,
-        working=False,
+        anomalies=True,
     ),
 )
 

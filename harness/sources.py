@@ -1,7 +1,8 @@
 """What a cell was trained on, where that is not simply the data set it is tested on; plain data, no tensors.
 
-zero_shot: the multi_class model of a source data set. super_multi_class: one model of several data sets. The identity's `source`
-names every set with its manifest, in the order of training; it says nothing about the method, so that methods stay comparable.
+zero_shot: the multi_class model of a source data set. generalist: a model of all its labelled images. super_multi_class: one model
+of several data sets. The identity's `source` names every set with its manifest, in the order of training; it says nothing about the
+method, so that methods stay comparable. It is null in these settings where a method learns from no image at all.
 `training_id` is the hash of everything that makes a trained model what it is: cells with the same one share one model.
 """
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from inpbench.harness.params import plain
 from inpbench.harness.records import identity_id
-from inpbench.harness.settings import Setting, get_setting
+from inpbench.harness.settings import SETTINGS, Setting, get_setting
 
 if TYPE_CHECKING:
     from inpbench.harness.manifest import Manifest
@@ -24,7 +25,7 @@ _SET = ("dataset", "dataset_version", "dataset_params", "manifest", "categories"
 
 def source_of(setting: Setting, manifests: Sequence[Manifest]) -> dict[str, Any]:
     """The identity's `source`: the data sets of a model that several cells share, in the order of training."""
-    trained_as = get_setting("multi_class") if setting.source else setting
+    trained_as = get_setting("multi_class") if setting.source and not setting.anomalies else setting
     return {
         "dataset": "+".join(manifest.info.name for manifest in manifests),
         "setting": trained_as.name,
@@ -56,10 +57,27 @@ def training_id(identity: Mapping[str, Any]) -> str:
     """64 hexadecimal digits for the training behind a cell: equal for a zero_shot cell and its source's multi_class cell."""
     source = identity["source"]
     if source is None:
-        trained_as = {key: identity[key] for key in ("setting", "setting_version")} | {"sets": [{k: identity[k] for k in _SET}]}
+        trained_as: dict[str, Any] = {key: identity[key] for key in ("setting", "setting_version")} | {
+            "sets": [{k: identity[k] for k in _SET}]
+        }
     else:
         trained_as = {key: source.get(key) for key in ("setting", "setting_version", "sets")}
     return identity_id({key: identity[key] for key in _LEARNED_FROM} | trained_as)
+
+
+def learned_nothing(identity: Mapping[str, Any]) -> bool:
+    """Whether the setting trains on a source and this method did without: it learns from no image."""
+    setting = SETTINGS.get(identity["setting"])
+    return identity["source"] is None and setting is not None and (setting.source or setting.several_datasets)
+
+
+def trained_on(identity: Mapping[str, Any]) -> str:
+    """The data set behind a record's model, `a+b` of several, `nothing`, or that nothing is said of a checkpoint's."""
+    if learned_nothing(identity):
+        return "nothing"
+    if identity["source"] is None and identity["checkpoint"] is not None:
+        return NOT_STATED
+    return str((identity["source"] or identity)["dataset"])
 
 
 def in_words(identity: Mapping[str, Any]) -> str:

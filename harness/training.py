@@ -1,6 +1,6 @@
 """What the models of a cell are trained on, and the models that several cells share.
 
-zero_shot and super_multi_class test one model on several data sets. It is trained once, under the name of its training
+zero_shot, generalist and super_multi_class test one model on several data sets. It is trained once, under the name of its training
 (`sources.training_id`) in `<results>/trained/<method>/<id12>/`, with its snapshots; every cell of that training loads it, today or
 next month, and a zero_shot cell also finds the kept model of its source's multi_class record. It stays until the folder is deleted.
 """
@@ -25,6 +25,7 @@ from inpbench.harness.sources import training_id
 from inpbench.harness.support import drawn_samples
 
 if TYPE_CHECKING:
+    from inpbench.harness.manifest import Manifest
     from inpbench.harness.plan import Cell
     from inpbench.harness.records import RecordStore
     from inpbench.harness.runner import Options
@@ -92,7 +93,7 @@ class Trained(NamedTuple):
 
 
 def support_of(cell: Cell) -> list[Sample] | None:
-    """The drawn support images of a few-shot cell; None where there are none (or where a checkpoint saw unknown ones)."""
+    """The drawn support images of a cell with shots; None where there are none (or where a checkpoint saw unknown ones)."""
     drawn = cell.identity.get("support")
     if drawn is None:
         return None
@@ -101,42 +102,69 @@ def support_of(cell: Cell) -> list[Sample] | None:
 
 
 def decoded_for_training(cell: Cell) -> Sequence[Sample] | None:
-    """The training images that a cell decodes beforehand: its support, none of a zero_shot target, else (None) all of them."""
-    return () if cell.setting.source else support_of(cell)
+    """The training images of the tested set that a cell decodes beforehand, to train on or as references.
 
-
-def training_set(cell: Cell, categories: Sequence[str], options: Options, progress: Progress) -> TrainingSet:
-    """What one model of a cell is trained on. Raises `DataError` for what cannot be read."""
-    assert cell.manifest is not None
-
-    assert cell.request is not None
-    fast = cell.request.engine == "fast"
-
-    def images(manifest: Any, chosen: Sequence[str], samples: Sequence[Sample] | None = None) -> TrainingImages:
-        return TrainingImages(
-            manifest,
-            chosen,
-            cell.params.preprocess,
-            device=options.device,
-            dtype=options.dtype,
-            cache=options.pixel_cache and fast,  # the reference decodes each epoch
-            progress=progress,
-            samples=samples,
-        )
-
-    if cell.trained_on:
-        parts = [(manifest.info.name, images(manifest, manifest.categories)) for manifest in cell.trained_on]
-        return parts[0][1] if len(parts) == 1 else SeveralSets(parts)
+    Its support where it has one, none where it learned from another set, else (None) all of them.
+    """
     support = support_of(cell)
-    train = images(cell.manifest, categories, support)
-    if support is not None and len(train) < len(support):
-        readable = {sample.image for sample in train.samples}
+    return () if support is None and cell.setting.source else support
+
+
+def images_of(
+    cell: Cell,
+    manifest: Manifest,
+    categories: Sequence[str],
+    options: Options,
+    progress: Progress,
+    samples: Sequence[Sample] | None = None,
+) -> TrainingImages:
+    """Images for the method of a cell: these samples, or the normal training images. Raises `DataError` for what cannot be read."""
+    assert cell.request is not None
+    return TrainingImages(
+        manifest,
+        categories,
+        cell.params.preprocess,
+        device=options.device,
+        dtype=options.dtype,
+        cache=options.pixel_cache and cell.request.engine == "fast",  # the reference decodes each epoch
+        progress=progress,
+        samples=samples,
+    )
+
+
+def support_images(cell: Cell, categories: Sequence[str], options: Options, progress: Progress) -> TrainingImages:
+    """The drawn images of some categories. Raises `DataError` when one cannot be read: k would be another number."""
+    assert cell.manifest is not None
+    support = [sample for sample in support_of(cell) or () if sample.category in categories]
+    images = images_of(cell, cell.manifest, categories, options, progress, support)
+    if len(images) < len(support):
+        readable = {sample.image for sample in images.samples}
         broken = next(sample.image for sample in support if sample.image not in readable)
         raise DataError(
             f"{cell.manifest.info.name}: the support image {broken} cannot be read: {cell.shots} shots would be fewer.",
             "Repair it, or draw others: --seeds N",
         )
-    return train
+    return images
+
+
+def training_set(cell: Cell, categories: Sequence[str], options: Options, progress: Progress) -> TrainingSet:
+    """What one model of a cell is trained on. Raises `DataError` for what cannot be read."""
+    assert cell.manifest is not None
+    if cell.setting.anomalies:
+        return _all_labelled(cell, options, progress)
+    if cell.trained_on:
+        parts = [(each.info.name, images_of(cell, each, each.categories, options, progress)) for each in cell.trained_on]
+        return parts[0][1] if len(parts) == 1 else SeveralSets(parts)
+    if support_of(cell) is not None:
+        return support_images(cell, categories, options, progress)
+    return images_of(cell, cell.manifest, categories, options, progress)
+
+
+def _all_labelled(cell: Cell, options: Options, progress: Progress) -> TrainingImages:
+    """Every labelled image of the source, in the manifest's order: training and test images, normal and anomalous ones."""
+    (source,) = cell.trained_on
+    labelled = [sample for sample in source.samples if sample.label >= 0]
+    return images_of(cell, source, source.categories, options, progress, labelled)
 
 
 Build = Callable[[str, FolderSnapshots], Any]
@@ -147,7 +175,7 @@ def shared_model(cell: Cell, store: RecordStore, options: Options, progress: Pro
     """The model of the training behind a cell: taken from where it was kept, or trained now, in the setting of its source."""
     folder = shared_folder(store, cell.identity)
     with claim(folder.with_suffix(".lock"), wait=True):  # another process may be training it: its model is ours
-        found = trained_file(store, cell.identity)
+        found = trained_file(store, cell.identity, told_category=cell.method.told_category)
         if found is not None:
             path, fit_s = found
             try:

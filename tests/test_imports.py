@@ -16,7 +16,7 @@ HEAVY = {"torch", "timm", "open_clip", "sklearn", "pandas", "scipy", "PIL", "tor
 # Files that work on tensors or pixels: the only ones of the bench that import torch or PIL at the top.
 TENSOR_FILES = {
     *("cost", "evaluation", "export_files", "export_graph", "heatmap", "images", "loading", "map_sheet", "pixels"),
-    *("predictor", "runner", "scoring", "scratch", "training"),
+    *("predictor", "references", "runner", "scoring", "scratch", "training"),
 }
 
 

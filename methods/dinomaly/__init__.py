@@ -58,7 +58,7 @@ INFO = MethodInfo(
     title="Dinomaly: the less-is-more reconstruction of frozen features",
     target="inpbench.methods.dinomaly.method:Dinomaly",
     params=DinomalyParams,
-    settings=frozenset({"multi_class", "single_class", "few_shot", "super_multi_class"}),
+    settings=frozenset({"multi_class", "single_class", "few_shot", "super_multi_class", "cross_class"}),
     presets={
         "paper": {},
         "paper_real_iad": {"steps": 50_000, "dropout": 0.4},

@@ -31,7 +31,7 @@ INFO = MethodInfo(
     title="INP-Former: intrinsic normal prototypes within a single image",
     target="inpbench.methods.inp_former.method:InpFormer",
     params=InpFormerParams,
-    settings=frozenset({"multi_class", "single_class", "few_shot", "zero_shot", "super_multi_class"}),
+    settings=frozenset({"multi_class", "single_class", "few_shot", "zero_shot", "super_multi_class", "cross_class"}),
     presets={
         "paper": {},
         "fast": FAST,

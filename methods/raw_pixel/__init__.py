@@ -47,7 +47,7 @@ INFO = MethodInfo(
     title="raw pixels: distance from the mean training image, in standard deviations",
     target="inpbench.methods.raw_pixel.model:RawPixel",
     params=RawPixelParams,
-    settings=frozenset({"multi_class", "single_class", "few_shot", "zero_shot", "super_multi_class"}),
+    settings=frozenset({"multi_class", "single_class", "few_shot", "zero_shot", "super_multi_class", "cross_class"}),
     presets={
         "paper": {},
         "fast": {},
