@@ -35,7 +35,9 @@ KINDS: dict[str, Callable[[Case], None]] = {
 
 def check(case: Case) -> None:
     kind = case.config["kind"]
-    assert kind in KINDS, f"golden case {FAMILY}/{case.name} is of a kind that this runner does not know: {kind}; {', '.join(KINDS)}"
+    assert kind in KINDS, (
+        f"golden case {FAMILY}/{case.name} is of a kind that this runner does not know: {kind}; {', '.join(KINDS)}"
+    )
     KINDS[kind](case)
 
 

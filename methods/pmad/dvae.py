@@ -57,7 +57,13 @@ class _Block(nn.Module):
 
 
 def _network(
-    first: nn.Module, start: int, widths: tuple[int, ...], blocks: int, kernels: tuple[int, ...], between: nn.Module, last: nn.Module
+    first: nn.Module,
+    start: int,
+    widths: tuple[int, ...],
+    blocks: int,
+    kernels: tuple[int, ...],
+    between: nn.Module,
+    last: nn.Module,
 ) -> nn.Sequential:
     """Input convolution, groups with `between` after all but the last, ReLU and output convolution."""
     network = nn.Sequential()

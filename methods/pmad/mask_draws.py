@@ -26,7 +26,7 @@ class Draws:
     """The three generators that a mask draws from, seeded together: Python's, numpy's and torch's."""
 
     def __init__(self, seed: int) -> None:
-        self.python = random.Random(seed)  # noqa: S311 - masks, not secrets
+        self.python = random.Random(seed)
         self.numpy = np.random.RandomState(seed)
         self.torch = torch.Generator().manual_seed(seed)
 
@@ -65,9 +65,7 @@ def single_patches(draws: Draws, patches: int, count: int, pool: Tensor | None =
     return mask
 
 
-def _corner(
-    draws: Draws, side: int, height: int, width: int, pool: Tensor | None, weights: Weights | None
-) -> tuple[int, int]:
+def _corner(draws: Draws, side: int, height: int, width: int, pool: Tensor | None, weights: Weights | None) -> tuple[int, int]:
     """Row and column of the top left patch of a block."""
     if pool is None and weights is None:
         return draws.python.randint(0, side - height), draws.python.randint(0, side - width)
@@ -84,9 +82,7 @@ def _corner(
     return at // side, at % side
 
 
-def blocks(
-    draws: Draws, side: int, count: int, cap: int, pool: Tensor | None = None, weights: Weights | None = None
-) -> Tensor:
+def blocks(draws: Draws, side: int, count: int, cap: int, pool: Tensor | None = None, weights: Weights | None = None) -> Tensor:
     """Hide about `count` of side x side patches by rectangles of at most `cap`; returns (N,) bool."""
     mask = torch.zeros(side, side, dtype=torch.bool)
     hidden = 0

@@ -115,9 +115,7 @@ class Evaluation:
         maps = torch.cat(smooth)
         scores = maps.amax(dim=(1, 2))
         twice = torch.cat([gaussian(part) for part in maps.split(batch_size)])
-        return Ratio(
-            torch.cat(hidden), torch.cat(enlarged), maps, scores, auroc(scores, self.labels), auroc(twice, self.masks)
-        )
+        return Ratio(torch.cat(hidden), torch.cat(enlarged), maps, scores, auroc(scores, self.labels), auroc(twice, self.masks))
 
     def best(self, progress: Callable[[int, int], None]) -> tuple[int, int]:
         """Indices of the ratios with the largest image AUROC and pixel AUROC, the first of equals."""

@@ -149,7 +149,9 @@ class PmadParams:
             if not 0.0 < getattr(self, name) <= 1.0:
                 self._refuse(name, "above 0 and at most 1", getattr(self, name))
         if min(self.ratio, self.hide) * SIDE**2 < 1.0:
-            self._refuse("ratio" if self.ratio < self.hide else "hide", f"at least one of {SIDE**2} patches", min(self.ratio, self.hide))
+            self._refuse(
+                "ratio" if self.ratio < self.hide else "hide", f"at least one of {SIDE**2} patches", min(self.ratio, self.hide)
+            )
         if self.clip_norm <= 0.0:
             self._refuse("clip_norm", "above 0", self.clip_norm)
         if self.encoder not in (EFFICIENTNET.name, "builtin"):
@@ -161,7 +163,9 @@ class PmadParams:
         if self.oracle and self.scoring != "full":
             self._refuse("oracle", "scoring=full", f"scoring={self.scoring}")
         if self.scoring == "full" and self.begins == "beit" and (self.dim, self.depth, self.heads) not in _BEIT_SIZES:
-            self._refuse("start", "scratch for an architecture of which BEiT has no file (base: 768/12/12, large: 1024/24/16)", "beit")
+            self._refuse(
+                "start", "scratch for an architecture of which BEiT has no file (base: 768/12/12, large: 1024/24/16)", "beit"
+            )
         get_encoder(self.tokens_of)
 
     def _refuse(self, name: str, expected: str, found: object) -> None:
@@ -191,6 +195,9 @@ def weights(params: PmadParams) -> tuple[WeightSpec, ...]:
 
 # For small data sets and the built-in encoder: two CPU cores and a minute or two.
 DEMO: dict[str, Any] = {
+    "tokenizer": "kmeans",
+    "token_encoder": "builtin",
+    "start": "scratch",
     "codes": 128,
     "dim": 96,
     "depth": 4,

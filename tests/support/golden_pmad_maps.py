@@ -102,7 +102,9 @@ def check_embedding(case: Case) -> None:
     for key in ("f1", "f2"):
         base = _given(config[key], r"RandomState\((\d+)\+i\)")
         shape = tuple(int(n) for n in re.findall(r"\(\((\d+),(\d+),(\d+)\)\)", config[key])[0])
-        maps.append(torch.from_numpy(np.stack([np.random.RandomState(base + i).standard_normal(shape) for i in range(config["batch"])])))
+        maps.append(
+            torch.from_numpy(np.stack([np.random.RandomState(base + i).standard_normal(shape) for i in range(config["batch"])]))
+        )
     compare.check("embedding", embedding(maps))
     compare.check("pos", position_code(*config["arrays"]["pos"]["shape"]))
     settings = config["efficientnet"]
@@ -172,7 +174,9 @@ def check_evaluation(case: Case) -> None:
     base = _given(config["images"], r"image RandomState\((\d+)\+i\)")
     token_base = _given(config["images"], r"token image RandomState\((\d+)\+i\)")
     images = pictures([f"RandomState({base + i}).standard_normal((3,{shape.image},{shape.image}))" for i in range(count)])
-    ids = tokenizer(pictures([f"RandomState({token_base + i}).random_sample((3,{shape.image},{shape.image}))" for i in range(count)]))
+    ids = tokenizer(
+        pictures([f"RandomState({token_base + i}).random_sample((3,{shape.image},{shape.image}))" for i in range(count)])
+    )
     labels = torch.tensor(config["labels"])
     masks = torch.zeros(count, shape.image, shape.image, dtype=torch.bool)
     place = re.search(r"rows (\d+)\.\.(\d+), cols (\d+)\.\.(\d+)", config["gt_mask"])
