@@ -62,7 +62,7 @@ class BuiltinMaps(nn.Module):
         for side, layer in ((images.shape[-1] // 8, SHARP), (images.shape[-1] // 16, WIDE)):
             sized = F.interpolate(images, size=(side * PATCH, side * PATCH), mode="bilinear", align_corners=False, antialias=True)
             tokens = self.encoder.layers(sized, [layer])[0]
-            maps.append(tokens.transpose(1, 2).unflatten(2, (side, side)).contiguous())
+            maps.append(tokens.transpose(1, 2).reshape(len(images), -1, side, side))
         return maps
 
 

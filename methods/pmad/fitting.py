@@ -60,7 +60,8 @@ class Embedded:
 
     def __init__(self, method: Pmad, images: TrainingSet, again: bool) -> None:
         ctx = method.ctx
-        self._method, self._images, self._kept = method, images, None
+        self._method, self._images = method, images
+        self._kept: Tensor | None = None  # (n, C, h, w)
         self._done = torch.zeros(len(images), dtype=torch.bool)
         self._again = again and ctx.engine == "fast" and ctx.cache != "none"
 

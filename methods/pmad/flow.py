@@ -61,9 +61,9 @@ class FlowBlock(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """X (E, C), condition (E, P) -> y (E, C) and log |det| (E,)."""
-        kept, moved = x.split(self.split, dim=1)
+        kept, moved = torch.split(x, list(self.split), dim=1)
         a = 0.1 * self.subnet(torch.cat((kept, condition), dim=1))
-        s, t = a.split(self.split[1], dim=1)
+        s, t = torch.chunk(a, 2, dim=1)
         s = CLAMP * torch.tanh(s)
         scale = 0.1 * F.softplus(self.global_scale, beta=_SHARPNESS)
         u = torch.cat((kept, moved * s.exp() + t), dim=1) * scale + self.global_offset
@@ -90,7 +90,8 @@ class ProtoFlow(nn.Module):
     def log_likelihood(self, x: Tensor, condition: Tensor) -> Tensor:
         """Log density per dimension, log p / C, of each row (E,)."""
         z, log_det = self(x, condition)
-        return (self.dim * _LOG_NORMAL - 0.5 * z.square().sum(dim=1) + log_det) / self.dim
+        total: Tensor = self.dim * _LOG_NORMAL - 0.5 * z.square().sum(dim=1) + log_det
+        return total / self.dim
 
     def maps(self, residuals: Tensor) -> Tensor:
         """Residual maps (B, C, h, w) -> log-likelihood maps (B, h, w)."""

@@ -1,8 +1,8 @@
 """A tokenizer that a harness computes itself: k-means of the unit patch tokens of a frozen encoder, fitted on the seen categories.
 
     token = unit(last block of the encoder at 14 x 14 patches);  id = centre of the largest cosine
-It stands in where the authors' tokenizers are not at hand; a result with it is a variant of PMAD, not PMAD. Mini-batches (scikit-learn,
-seed 0) over at most 200,000 tokens, each image giving the same number of them.
+It stands in where the authors' tokenizers are not at hand; a result with it is a variant of PMAD, not PMAD. Mini-batches
+(scikit-learn, seed 0) over at most 200,000 tokens, each image giving the same number of them.
 """
 
 from __future__ import annotations

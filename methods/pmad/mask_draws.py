@@ -1,10 +1,10 @@
 """The two generators of training masks: single patches and rectangular blocks, uniform or by weights, bit for bit as the originals.
 
-Each draws from the generators it is given (`Draws`), in the originals' order. Quirks kept because they carry numbers: a pool smaller
-than the number asked for hides n - P of its patches, not all; weighted single patches are drawn with replacement, so that fewer are
-hidden; dynamic weights of 0 become 1 in the caller's tensor where the pool is the whole image; weighted and foreground blocks cannot
-start in the last row or column that would fit; a block has at most `cap` patches whatever the category's ratio; blocks may fall short.
-Known deviation: a foreground without any patch (where the originals crash) counts as no restriction.
+Each draws from the generators it is given (`Draws`), in the originals' order. Quirks kept because they carry numbers: a pool
+smaller than the number asked for hides n - P of its patches, not all; weighted single patches are drawn with replacement, so that
+fewer are hidden; dynamic weights of 0 become 1 in the caller's tensor where the pool is the whole image; weighted and foreground
+blocks cannot start in the last row or column that would fit; a block has at most `cap` patches whatever the category's ratio.
+Known deviations, where the originals crash: a foreground without any patch is no restriction, weights that are all equal are none.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ def _unit_range(values: Tensor) -> Tensor:
     return (values - values.min()) / (values.max() - values.min())
 
 
+def _share(values: Tensor) -> np.ndarray | None:
+    """Probabilities by weights; None, which draws uniformly, where the weights say nothing (all equal, or all 0)."""
+    total = float(values.sum())
+    return (values / values.sum()).numpy() if total > 0.0 else None
+
+
 def single_patches(draws: Draws, patches: int, count: int, pool: Tensor | None = None, weights: Weights | None = None) -> Tensor:
     """Hide about `count` patches of `pool` (N,) bool, none: all; returns (N,) bool."""
     inside = torch.arange(patches) if pool is None or not bool(pool.any()) else pool.nonzero()[:, 0]
@@ -58,9 +64,7 @@ def single_patches(draws: Draws, patches: int, count: int, pool: Tensor | None =
         values = values[inside]
     if weights.dynamic:
         values[values == 0] = 1.0
-    values = _unit_range(values)
-    share = (values / values.sum()).numpy()
-    chosen = draws.numpy.choice(size, count, replace=True, p=share)
+    chosen = draws.numpy.choice(size, count, replace=True, p=_share(_unit_range(values)))
     mask[inside[torch.from_numpy(chosen)]] = True
     return mask
 
@@ -76,8 +80,7 @@ def _corner(draws: Draws, side: int, height: int, width: int, pool: Tensor | Non
     share = None
     if weights is not None:
         values = _unit_range(weights.values) if weights.dynamic else weights.values
-        values = values[candidates]
-        share = (values / values.sum()).numpy()
+        share = _share(values[candidates])
     at = int(draws.numpy.choice(candidates.numpy(), 1, replace=False, p=share)[0])
     return at // side, at % side
 

@@ -1,8 +1,8 @@
 """The training mask of one image: which generator, which pool, which weights; and what the hidden patches weigh in the loss.
 
     a < 0.5: only foreground;   b: 0 frequency, 1 running errors (uniform before the dynamic epochs), 2 uniform;   c < 0.5: blocks
-`official` frequency weights cut the spectrum itself into tiles as if it were an image: low frequencies own the corner patches. It is
-what the published models were trained with. `patch` gives each patch its own energy above its mean instead.
+`official` frequency weights cut the spectrum itself into tiles as if it were an image: low frequencies own the corner patches.
+The published models were trained so. `patch` gives each patch its own energy above its mean instead.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def loss_weights(errors: Tensor, mask: Tensor) -> Tensor:
 
 
 def running_mean(errors: Tensor, counts: Tensor, mask: Tensor, losses: Tensor) -> None:
-    """Take the losses (m,) of the hidden patches of `mask` (N,) into the running means `errors` and their `counts` (N,), in place."""
+    """Take the losses (m,) of the patches of `mask` (N,) into the running means `errors` and their `counts` (N,), in place."""
     before = counts[mask]
     errors[mask] = (errors[mask] * before + losses.to(errors.dtype)) / (before + 1)
     counts[mask] = before + 1

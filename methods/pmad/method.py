@@ -3,9 +3,9 @@
     fit      prototypes of each category -> flow on residuals -> constants -> tokens -> reconstruction of hidden patches
     enter    prototypes and constants of a category from its normal images, seen in training or not
     predict  flow -> hidden patches and weight of each pixel -> what the ViT cannot tell there -> map and score
-Known deviations in the default mode (all towards fewer test data; `oracle` undoes them): one fixed ratio for all categories, constants
-from held-out normal images, no gate, the ViT in eval mode (the original tests with drop path on). Without `enter` one bank of all
-seen categories is used, which is a variant of its own and works less well.
+Known deviations in the default mode (all towards less use of the test set; `oracle` undoes the first three): one fixed ratio for
+all categories; constants from held-out normal images; no gate; the ViT in eval mode (the original tests with drop path on, which
+makes its scores random). Without `enter` one bank of all seen categories is used: a variant of its own, for single images.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The reconstruction model: a BEiT that sees some patches as the mask token and says which token each of them was.
 
     logits = head(LN(BEiT([class, patches with mask token])))   at the masked patches, row by row over (image, patch)
-Start: BEiT's self-supervised weights (mask token and head included), or `initialise`, which is the official rule for what no file has.
+Start: BEiT's self-supervised weights (mask token and head included), or `initialise`, the official rule for what no file has.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inpbench.methods.checkpoint import load_strictly
-from inpbench.methods.pmad.transformer import NORM_EPS, Trunk, TrunkShape
+from inpbench.methods.pmad.transformer import NORM_EPS, BeitBlock, Trunk, TrunkShape
 
 
 class ReconstructionModel(Trunk):
@@ -69,5 +69,6 @@ def initialise(model: ReconstructionModel) -> None:
                 nn.init.zeros_(module.bias)
     with torch.no_grad():
         for index, block in enumerate(model.blocks):
-            for weight in (block.attn.proj.weight, block.mlp.fc2.weight):  # type: ignore[union-attr]
+            assert isinstance(block, BeitBlock)
+            for weight in (block.attn.proj.weight, block.mlp.fc2.weight):
                 weight.div_(math.sqrt(2.0 * (index + 1)))

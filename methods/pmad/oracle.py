@@ -60,7 +60,7 @@ def called_abnormal(likelihood: Tensor, fitted: Calibration, size: Size) -> Tens
 
 
 def auroc(scores: Tensor, truth: Tensor) -> float:
-    """Area under the ROC curve of scores (any shape) against truth (the same), ties counted half; NaN where one class is missing."""
+    """Area under the ROC curve of scores (any shape) and truth (the same), ties counted half; NaN where one class is missing."""
     flat, positive = scores.flatten(), truth.flatten().bool()
     above, below = flat[positive], flat[~positive].sort().values
     if not len(above) or not len(below):
@@ -114,7 +114,7 @@ class Evaluation:
             smooth.append(score_maps(errors, abnormality(part, fitted.level, fitted.peak, self.size)))
         maps = torch.cat(smooth)
         scores = maps.amax(dim=(1, 2))
-        twice = torch.cat([gaussian(part) for part in maps.split(batch_size)])
+        twice = torch.cat([gaussian(part) for part in torch.split(maps, batch_size)])
         return Ratio(torch.cat(hidden), torch.cat(enlarged), maps, scores, auroc(scores, self.labels), auroc(twice, self.masks))
 
     def best(self, progress: Callable[[int, int], None]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """PMAD's parameters and the files they ask for; importing this file imports no torch.
 
-DALL-E's published `encoder.pkl` is a pickled program and is never loaded. Who trusts it converts it once, with OpenAI's package
-installed: python -c "import torch; m = torch.load('encoder.pkl', weights_only=False); torch.save(m.state_dict(), 'dalle_encoder.pth')"
+DALL-E's published `encoder.pkl` is a pickled program and is never loaded. Who trusts it converts it once, where OpenAI's package
+dall_e is installed: import torch; torch.save(torch.load("encoder.pkl", weights_only=False).state_dict(), "dalle_encoder.pth")
 """
 
 from __future__ import annotations
@@ -203,9 +203,9 @@ DEMO: dict[str, Any] = {
     "depth": 4,
     "heads": 4,
     "drop_path": 0.0,
-    "flow_epochs": 4,
-    "flow_passes": 2,
-    "flow_batch": 8,
+    "flow_epochs": 3,
+    "flow_passes": 1,
+    "flow_batch": 2,
     "flow_augment": False,
     "flow_lr": 1e-3,
     "position_dim": 32,

@@ -43,14 +43,14 @@ def abnormality(likelihood: Tensor, level: float, peak: float, size: Size) -> Te
 def levels(likelihood: Tensor, size: Size) -> tuple[float, float]:
     """L and P of a set of log-likelihood maps (n, h, w)."""
     level = float(likelihood.max())
-    peak = max(float(enlarge((part - level).exp(), size).max()) for part in likelihood.split(32))
+    peak = max(float(enlarge((part - level).exp(), size).max()) for part in torch.split(likelihood, 32))
     return level, peak
 
 
 def calibrate(likelihood: Tensor, size: Size, quantile: float) -> Calibration:
     """The constants of a category by its held-out normal images, log-likelihood maps (n, h, w)."""
     level, peak = levels(likelihood, size)
-    scores = torch.cat([abnormality(part, level, peak, size).amax(dim=(1, 2)) for part in likelihood.split(32)])
+    scores = torch.cat([abnormality(part, level, peak, size).amax(dim=(1, 2)) for part in torch.split(likelihood, 32)])
     return Calibration(level, peak, float(scores.double().quantile(quantile)))
 
 

@@ -24,7 +24,7 @@ class Residuals(NamedTuple):
 
 
 def embedding(maps: Sequence[Tensor]) -> Tensor:
-    """Feature maps, the finest first, as patch vectors (B, C, h, w): 3 x 3 means, repeated to the first map's grid, concatenated."""
+    """Feature maps, the finest first, as patch vectors (B, C, h, w): 3 x 3 means, repeated to the first grid, concatenated."""
     return patch_map(maps, side=3, enlarge="nearest")
 
 

@@ -1,6 +1,6 @@
 """The training of the reconstruction model: masks, weighted cross entropy, running errors, the two groups of AdamW.
 
-    loss of an image = mean over its hidden patches of CE (dynamic epochs: CE times a weight in [1, 4] by the rank of its running error)
+    loss of an image = mean over its hidden patches of CE; in dynamic epochs times 1 to 4 by the rank of its running error
     loss of a batch  = mean over its images;  the official batch is one image
 A mask is a pure function of (seed, epoch, image) and of the running errors at the start of the epoch: the originals draw them in
 worker processes that start with the epoch, so that they, too, see the errors of its start.
@@ -75,7 +75,7 @@ class ReconstructionTraining(nn.Module):
         self.begin(epoch)
         losses = F.cross_entropy(self.model(images, masks).to(images.dtype), ids[masks], reduction="none")
         parts = []
-        for row, loss in enumerate(losses.split(masks.sum(dim=1).tolist())):
+        for row, loss in enumerate(torch.split(losses, masks.sum(dim=1).tolist())):
             category, mask = categories[row], masks[row]
             if epoch >= self.dynamic_from:
                 parts.append((loss * loss_weights(self.start[category], mask).to(loss.dtype)).mean())

@@ -3,7 +3,8 @@
     z = unit(task(LN(ViT(2 x - 1))));  id = argmin_e |z|^2 + |e|^2 - 2 z . e     (first on ties, code book rows as stored)
 The decoder is not used by PMAD; it is here because an official file holds it and is loaded strictly.
 Known deviations: the original scales a batch by 255 only if its largest value is at most 1, here pixels are always in [0, 1]; its
-usage counter of the code book moves at every call even in eval mode, here only where `count_usage` asks for it (no id depends on it).
+usage counter of the code book moves at every call even in eval mode, here only where `count_usage` asks for it; no id depends on
+it.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class VqTokenizer(nn.Module):
         if self.count_usage:
             counts = torch.bincount(ids.flatten(), minlength=self.vocabulary).to(z.dtype)
             self.quantize.cluster_size.mul_(USAGE_DECAY).add_(counts, alpha=1.0 - USAGE_DECAY)
-        grid = found.transpose(1, 2).unflatten(2, (self.side, self.side))
+        grid = found.transpose(1, 2).reshape(len(found), -1, self.side, self.side)
         return ids, grid, COMMITMENT * F.mse_loss(found.detach(), z)
 
     def decode(self, grid: Tensor) -> Tensor:

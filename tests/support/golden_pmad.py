@@ -1,8 +1,8 @@
 """Golden cases of PMAD through the classes that `bench run` uses, in float64 on the CPU.
 
-Everything is read from the case's json: shapes, switches, seeds, rules. Arrays with a stride are the flattened tensor taken [::stride].
-Tolerances (specs, section 16): 1e-9 relative to 1 + |x|, 1e-7 for training, 1e-6 for what the original computes in float32, integers
-exactly.
+Everything is read from the case's json: shapes, switches, seeds, rules. Arrays of stride s are the flattened tensor taken [::s].
+Tolerances (specs, section 16): 1e-9 relative to 1 + |x|, 1e-7 for training, 1e-6 for what the original computes in float32,
+integers exactly.
 """
 
 from __future__ import annotations
