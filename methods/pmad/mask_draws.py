@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import math
 import random
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ATTEMPTS = 10  # to place one block
 SMALLEST_BLOCK = 4  # patches
@@ -42,10 +45,11 @@ def _unit_range(values: Tensor) -> Tensor:
     return (values - values.min()) / (values.max() - values.min())
 
 
-def _share(values: Tensor) -> np.ndarray | None:
+def _share(values: Tensor) -> NDArray[np.float64] | None:
     """Probabilities by weights; None, which draws uniformly, where the weights say nothing (all equal, or all 0)."""
     total = float(values.sum())
-    return (values / values.sum()).numpy() if total > 0.0 else None
+    share: NDArray[np.float64] = (values / values.sum()).numpy()
+    return share if total > 0.0 else None
 
 
 def single_patches(draws: Draws, patches: int, count: int, pool: Tensor | None = None, weights: Weights | None = None) -> Tensor:

@@ -80,10 +80,17 @@ def random_mask(image: Tensor, ratio_index: int, count: int, patches: int) -> Te
 
 
 def hidden_at(
-    likelihood: Tensor, fitted: Calibration, ratio_index: int, side: int, size: Size, positions: Sequence[int], draw: RandomMask
+    likelihood: Tensor,
+    fitted: Calibration,
+    ratio_index: int,
+    side: int,
+    size: Size,
+    positions: Sequence[int],
+    draw: RandomMask,
+    ratios: Sequence[float] | None = None,
 ) -> Tensor:
     """The hidden patches (B, N) of log-likelihood maps (B, h, w) at a ratio: the proposal, or random ones behind the gate."""
-    count = count_of(RATIOS[ratio_index], side * side)
+    count = count_of((ratios or RATIOS)[ratio_index], side * side)
     hidden = hidden_patches(ranking(likelihood, fitted.level, side), count)
     for row, abnormal in enumerate(called_abnormal(likelihood, fitted, size).tolist()):
         if not abnormal:
@@ -94,8 +101,18 @@ def hidden_at(
 class Evaluation:
     """The evaluation of one category: log-likelihoods (n, h, w), labels (n,), masks (n, H, W) bool, `errors` for a batch."""
 
-    def __init__(self, likelihood: Tensor, labels: Tensor, masks: Tensor, errors: Errors, side: int, draw: RandomMask) -> None:
-        self.likelihood, self.labels, self.masks = likelihood, labels, masks
+    def __init__(
+        self,
+        likelihood: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+        errors: Errors,
+        side: int,
+        draw: RandomMask,
+        ratios: Sequence[float] | None = None,
+    ) -> None:
+        """ratios: none: those of the originals."""
+        self.likelihood, self.labels, self.masks, self.ratios = likelihood, labels, masks, ratios or RATIOS
         self.size: Size = (masks.shape[-2], masks.shape[-1])
         self.fitted = transductive(likelihood, labels, self.size)
         self._errors, self._side, self._draw = errors, side, draw
@@ -107,7 +124,7 @@ class Evaluation:
         for start in range(0, len(self.likelihood), batch_size):
             part = self.likelihood[start : start + batch_size]
             positions = range(start, start + len(part))
-            chosen = hidden_at(part, fitted, ratio_index, self._side, self.size, positions, self._draw)
+            chosen = hidden_at(part, fitted, ratio_index, self._side, self.size, positions, self._draw, self.ratios)
             errors = self._errors(positions, chosen)
             hidden.append(chosen)
             enlarged.append(enlarge(errors, self.size))
@@ -120,9 +137,9 @@ class Evaluation:
     def best(self, progress: Callable[[int, int], None]) -> tuple[int, int]:
         """Indices of the ratios with the largest image AUROC and pixel AUROC, the first of equals."""
         found = []
-        for index in range(len(RATIOS)):
+        for index in range(len(self.ratios)):
             ratio = self.at(index)
             found.append((ratio.image_auroc, ratio.pixel_auroc))
-            progress(index + 1, len(RATIOS))
+            progress(index + 1, len(self.ratios))
         image, pixel = ([value if value == value else -1.0 for value in column] for column in zip(*found, strict=True))
         return image.index(max(image)), pixel.index(max(pixel))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inpbench.methods.pmad.mask_draws import Draws
-from inpbench.methods.pmad.masks import MaskPlan, draw_mask, foreground_patches, loss_weights, running_mean
+from inpbench.methods.pmad.masks import MaskPlan, draw_mask, loss_weights, running_mean
 from inpbench.methods.pmad.model import ReconstructionModel
 
 _STRIDE = 1_000_003  # seeds of neighbouring seeds, epochs and images do not collide
@@ -53,6 +53,7 @@ class ReconstructionTraining(nn.Module):
         for name in ("errors", "counts", "start"):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
+        self._foreground = torch.ones(plan.side**2, dtype=torch.bool)  # there are no masks of the object: all of the image
 
     def begin(self, epoch: int) -> None:
         """Remember the running errors where a new epoch starts; the epochs must come in order."""
@@ -63,10 +64,9 @@ class ReconstructionTraining(nn.Module):
     def mask(self, image: Tensor, index: int, category: int, epoch: int) -> Tensor:
         """The mask (N,) bool on the host of training image `index`, pixels (3, H, W)."""
         draws = Draws(((self.seed * _STRIDE + epoch) * _STRIDE + index) % (1 << 32))
-        everything = foreground_patches(torch.ones(1, *image.shape[1:]), self.plan.patch)
         errors = self.start[category].cpu().clone() if epoch >= self.dynamic_from else None
         while True:  # a mask that hides nothing has no loss: the next draw of the same generators is taken
-            mask = draw_mask(draws, self.plan, self.hide[category], image.detach().cpu(), everything, errors)
+            mask = draw_mask(draws, self.plan, self.hide[category], image.detach().cpu(), self._foreground, errors)
             if bool(mask.any()):
                 return mask
 

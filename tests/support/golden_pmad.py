@@ -177,18 +177,19 @@ def check_recon(case: Case) -> None:
         labels[row] = torch.from_numpy(np.random.RandomState(label_base + label_step * row).randint(0, vocabulary, patches))
     compare.check("mask", mask.long(), 0.0)
     model.train(config["mode"] != "eval")
+    if "drop_path_rule" in config:
+        feed_drop_path(model, config["drop_path_rule"])
+    tokens: list[Tensor] = []
+    hook = model.norm.register_forward_hook(lambda _module, _inputs, output: tokens.append(output.detach()))
+    logits = model(images, mask)
+    hook.remove()
     with torch.no_grad():
         compare.check_if_present("patch_embed", model.patch_embed(images))
-        if "features" in compare or "logits_all" in compare:
-            features = model.features(images, mask)
-            compare.check_if_present("features", features)
-            compare.check_if_present("logits_all", model.lm_head(features[:, 1:]))
+        compare.check_if_present("features", tokens[0])
+        compare.check_if_present("logits_all", model.lm_head(tokens[0][:, 1:]))
         if "rel_pos_bias" in compare:
             assert model.rel_pos_bias is not None
             compare.check("rel_pos_bias", model.rel_pos_bias())
-    if "drop_path_rule" in config:
-        feed_drop_path(model, config["drop_path_rule"])
-    logits = model(images, mask)
     losses = nn.functional.cross_entropy(logits, labels[mask], reduction="none")
     compare.check("logits", logits)
     compare.check("ce", losses)

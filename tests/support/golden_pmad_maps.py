@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -124,14 +125,15 @@ def check_prototypes(case: Case) -> None:
     """Projection, order of the k-center coreset, nearest prototype, residual."""
     config, compare = case.config, Comparison(case)
     vectors, queries, cpu = rule(config["X"]), rule(config["queries"]), torch.device("cpu")
-    seed = _given(config["projection"], r"numpy\.random\.seed\((\d+)\)")
-    components = _given(config["projection"], r"n_components=(\d+)")
-    projection = sparse_projection(vectors.shape[1], components, seed)
-    compare.check("components", projection)
+    projection = None
+    if "components" in compare:
+        seed = _given(config["projection"], r"numpy\.random\.seed\((\d+)\)")
+        projection = sparse_projection(vectors.shape[1], _given(config["projection"], r"n_components=(\d+)"), seed)
+        compare.check("components", projection)
     rows = choose(vectors, config["N"], projection, cpu)
     compare.check("selected", rows, 0.0)
-    compare.check("selected_raw", choose(vectors, config["N"], None, cpu), 0.0)
-    compare.check("cover_radius", greedy_coreset(vectors @ projection.T, config["N"]).radius)
+    compare.check_if_present("selected_raw", choose(vectors, config["N"], None, cpu), 0.0)
+    compare.check("cover_radius", greedy_coreset(vectors if projection is None else vectors @ projection.T, config["N"]).radius)
     bank = vectors[rows]
     compare.check("nearest", nearest(queries, bank).rows[:, 0], 0.0)
     compare.check("residual", residuals(queries.T[None, :, :, None], bank).maps[0, :, :, 0].T)
@@ -152,7 +154,8 @@ def check_proposal(case: Case) -> None:
     compare.check("abnormality", abnormal)
     compare.check("img_scores", abnormal.amax(dim=(1, 2)))
     compare.check("img_labels", called_abnormal(likelihood, fitted, size).long(), 0.0)
-    ranked = ranking(likelihood, fitted.level, 14)
+    patches = next(info["shape"][1] for name, info in config["arrays"].items() if name.startswith("mask_"))
+    ranked = ranking(likelihood, fitted.level, math.isqrt(patches))
     for ratio in config["ratios"]:
         count = count_of(ratio, ranked.shape[1])
         compare.check(f"mask_{count}", hidden_patches(ranked, count).long(), 0.0)
@@ -163,6 +166,7 @@ def check_evaluation(case: Case) -> None:
     """The official evaluation at all ratios: masks, maps, scores, AUROCs and the best of them."""
     from inpbench.methods.pmad.model import ReconstructionModel
     from inpbench.methods.pmad.oracle import RATIOS, Evaluation, called_abnormal
+    from inpbench.methods.pmad.proposal import count_of
     from inpbench.methods.pmad.scoring import gaussian, token_errors
 
     config, compare = case.config, Comparison(case)
@@ -198,16 +202,17 @@ def check_evaluation(case: Case) -> None:
         rows = list(positions)
         return token_errors(model, images[rows], ids[rows], hidden)
 
-    evaluation = Evaluation(likelihood, labels, masks, errors, shape.side, draw)
+    ratios = config["mask_ratios"]
+    assert len(ratios) != len(RATIOS) or ratios == list(RATIOS)
+    evaluation = Evaluation(likelihood, labels, masks, errors, shape.side, draw, ratios)
     abnormal = called_abnormal(likelihood, evaluation.fitted, evaluation.size).tolist()
-    assert list(RATIOS) == config["mask_ratios"]
     with torch.no_grad():
-        found = [evaluation.at(index) for index in range(len(RATIOS))]
-        compare.check("k", [int(patches * ratio) for ratio in RATIOS], 0.0)
+        found = [evaluation.at(index) for index in range(len(ratios))]
+        compare.check("k", [count_of(ratio, patches) for ratio in ratios], 0.0)
         aucs = np.array([(one.image_auroc, one.pixel_auroc) for one in found])
         compare.check("aucs", aucs)
         image, pixel = evaluation.best(lambda done, total: None)
-        compare.check("best", [aucs[image, 0], aucs[pixel, 1], RATIOS[image]])
+        compare.check("best", [aucs[image, 0], aucs[pixel, 1], ratios[image]])
         for name in list(case.arrays):
             match = re.fullmatch(r"(img_scores|map1|map2|masks|amap)_(\d+)", name)
             if match:
@@ -235,7 +240,7 @@ def check_protoflow_train(case: Case) -> None:
     embedded = feature_maps(config["features"], size * batches)
     condition = _given(config["features"], r"positional encoding dim (\d+)")
     banks = [rule(text) for text in re.findall(r"RandomState\(\d+\)\.standard_normal\(\(\d+,\d+\)\)", config["coresets"])]
-    maps = torch.cat([residuals(one[None], banks[index % 2]).maps for index, one in enumerate(embedded)])
+    maps = torch.cat([residuals(one[None], banks[index % len(banks)]).maps for index, one in enumerate(embedded)])
     flow = flow_of(embedded.shape[1], condition, config["blocks"], config["weights_seed"])
     first = config["epoch"] * batches * passes
     schedule = FlowSchedule(lr=config["lr"], meta_epochs=config["meta_epochs"], per_epoch=batches * passes)
@@ -270,7 +275,7 @@ def check_transforms(case: Case) -> None:
     from inpbench.methods.pmad.params import PmadParams
 
     config, compare = case.config, Comparison(case)
-    picture = Image.fromarray(rule(config["image"]).numpy().astype(np.uint8))
+    picture = Image.fromarray(rule(config["image"]).numpy().astype(np.uint8)).convert("RGB")
     preprocess = PmadParams().preprocess
     unit = torch.from_numpy(image_at_crop(picture, preprocess)).float() / 255
     mean, std = torch.tensor(preprocess.mean)[:, None, None], torch.tensor(preprocess.std)[:, None, None]
