@@ -4,6 +4,7 @@
     loss of a batch  = mean over its images;  the official batch is one image
 A mask is a pure function of (seed, epoch, image) and of the running errors at the start of the epoch: the originals draw them in
 worker processes that start with the epoch, so that they, too, see the errors of its start.
+Data sets have no masks of the object: the whole image counts as foreground, which changes only where limited blocks may start.
 Known deviations: bfloat16 products on CUDA instead of half precision with a loss scaler; numpy's generator in the workers of
 torch < 1.9 repeated one stream in every worker and epoch, here every image has its own.
 """
