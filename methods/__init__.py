@@ -4,6 +4,7 @@ BUILTIN = {
     "inp_former": "inpbench.methods.inp_former:INFO",
     "dinomaly": "inpbench.methods.dinomaly:INFO",
     "patchcore": "inpbench.methods.patchcore:INFO",
+    "pmad": "inpbench.methods.pmad:INFO",
     "raw_pixel": "inpbench.methods.raw_pixel:INFO",
     "inctrl": "inpbench.methods.inctrl:INFO",
     "winclip": "inpbench.methods.winclip:INFO",
