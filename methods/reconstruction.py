@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class ReconstructionMethod(ABC):
     """Base of INP-Former and Dinomaly: a `harness.api.Method` but for `build`, `loss` and `total_steps`."""
 
     keep_prefix: bool = False  # whether class and register tokens go through the network
-    advice: ClassVar[str] = "Lower the learning rate or lengthen the warm-up."  # where the loss is not finite
+    advice: str = "Lower the learning rate or lengthen the warm-up."  # where the loss is not finite
 
     def __init__(self, params: ReconstructionParams, ctx: Context) -> None:
         params.check()
