@@ -34,12 +34,13 @@ def gamma(image: Bytes, exponents: tuple[float, float, float]) -> Bytes:
 
 
 def brightness(image: Bytes, space: str, changes: tuple[tuple[str, float], ...]) -> Bytes:
-    """`("multiply", m)` and `("add", a)` in turn on the brightness of a colour space, each clipped and truncated."""
-    table = _LEVELS
+    """`("multiply", m)` and `("add", a)` in turn on the brightness of a colour space, each in float32, clipped and truncated."""
+    table = _LEVELS.astype(np.uint8)
     for kind, value in changes:
-        changed = table * value if kind == "multiply" else table + value
-        table = np.clip(changed, 0, 255).astype(np.uint8).astype(np.int64)
-    return change_brightness(image, space, table.astype(np.uint8))
+        level = table.astype(np.float32)
+        changed = level * np.float32(value) if kind == "multiply" else level + np.float32(value)
+        table = np.clip(changed, 0, 255).astype(np.uint8)
+    return change_brightness(image, space, table)
 
 
 def sharpness(image: Bytes, factor: float) -> Bytes:
