@@ -26,6 +26,7 @@ from inpbench.harness.claims import claim
 from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.errors import BenchError
 from inpbench.harness.evaluation import CategoryResult, evaluate_category
+from inpbench.harness.image_folder import FolderImages
 from inpbench.harness.kept_maps import MapKeeper, MapsOf
 from inpbench.harness.loading import prepare
 from inpbench.harness.models import save_model
@@ -210,6 +211,7 @@ def _build(cell: Cell, options: Options, progress: Progress, setting: str, snaps
         shots=cell.shots,
         engine=cell.request.engine,
         array=Scratch(snapshots.folder / "scratch"),
+        images=FolderImages,
     )
     return resolve(cell.method.target)(cell.params, context)
 

@@ -3,5 +3,6 @@
 BUILTIN = {
     "inp_former": "inpbench.methods.inp_former:INFO",
     "dinomaly": "inpbench.methods.dinomaly:INFO",
+    "crr": "inpbench.methods.crr:INFO",
     "raw_pixel": "inpbench.methods.raw_pixel:INFO",
 }

@@ -23,7 +23,7 @@ class NoisyOutput(NamedTuple):
 
 
 class NoisyNetwork(nn.Module):
-    """See the module docstring. attention: a name of `SELF_ATTENTIONS`; bottleneck: an `Mlp` of this width, or one derived from it."""
+    """See the module docstring. attention: a name of `SELF_ATTENTIONS`; bottleneck: an `Mlp` of this width, or a subclass's."""
 
     def __init__(
         self,

@@ -60,7 +60,8 @@ def solarise(image: Bytes, threshold: float) -> Bytes:
 
 def posterise(image: Bytes, bits: int) -> Bytes:
     """Only the highest bits stay; 8: all of them."""
-    return image & np.uint8(256 - (1 << (8 - bits)))
+    kept: Bytes = image & np.uint8(256 - (1 << (8 - bits)))
+    return kept
 
 
 def invert(image: Bytes) -> Bytes:

@@ -20,9 +20,7 @@ Floats = NDArray[np.float32]
 
 _BITS = 14  # of the luma coefficients
 _LUMA = (4899, 9617, 1868)  # of R, G, B
-_SRGB_TO_XYZ = np.array(
-    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
-)  # D65
+_SRGB_TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])  # D65
 _XYZ_TO_SRGB = np.linalg.inv(_SRGB_TO_XYZ)
 _WHITE = np.array([0.950456, 1.0, 1.088754])
 _KNEE = 0.008856  # of L as a function of Y
@@ -198,7 +196,8 @@ def _luv_table() -> Floats:
     u = 13.0 * light * (4.0 * xyz[..., 0] / divisor - _WHITE_U)
     v = 13.0 * light * (9.0 * xyz[..., 1] / divisor - _WHITE_V)
     table = np.rint(16384 * np.stack([light / 100.0, (u - _U_LOW) / _U_RANGE, (v - _V_LOW) / _V_RANGE], axis=-1))
-    return table.astype(np.float32)
+    whole: Floats = table.astype(np.float32)
+    return whole
 
 
 def _to_luv(rgb: Bytes) -> Bytes:
@@ -210,7 +209,8 @@ def _to_luv(rgb: Bytes) -> Bytes:
         for channel, up in enumerate((red, green, blue)):
             weight = weight * (part[..., channel] if up else 1 - part[..., channel])
         total += weight[..., None] * table.take(place + ((red * _CORNERS + green) * _CORNERS + blue), axis=0)
-    return np.clip(np.floor(total / 64), 0, 255).astype(np.uint8)
+    pixels: Bytes = np.clip(np.floor(total / 64), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _from_luv(luv: Bytes) -> Bytes:

@@ -73,11 +73,13 @@ def rotate(image: NDArray[Any], degrees: float) -> NDArray[Any]:
     columns, rows = np.arange(size[1]), np.arange(size[0])[:, None]
     half = 1 << (_POSITION_BITS - _WEIGHT_BITS - 1)
     shift = _POSITION_BITS - _WEIGHT_BITS
-    source = [
-        ((np.rint((row[1] * rows + row[2]) * unit).astype(np.int64) + half) + np.rint(row[0] * columns * unit).astype(np.int64)) >> shift
-        for row in inverse
-    ]
-    x, y = source
+
+    def position(along: float, across: float, offset: float) -> NDArray[np.int64]:
+        start = np.rint((across * rows + offset) * unit).astype(np.int64) + half
+        fixed: NDArray[np.int64] = (start + np.rint(along * columns * unit).astype(np.int64)) >> shift
+        return fixed
+
+    x, y = position(*inverse[0]), position(*inverse[1])
     steps = 1 << _WEIGHT_BITS
     right, down = x & (steps - 1), y & (steps - 1)
     x, y = x >> _WEIGHT_BITS, y >> _WEIGHT_BITS
@@ -86,7 +88,8 @@ def rotate(image: NDArray[Any], degrees: float) -> NDArray[Any]:
     place = (np.clip(y, -2, size[0]) + 2) * (size[1] + 4) + np.clip(x, -2, size[1]) + 2
     # Weights are whole numbers of 1 / 1024, so that sums of bytes are exact in float32.
     kind = np.float32 if image.dtype == np.uint8 else np.float64
-    weights = [w.astype(kind) for w in ((steps - right) * (steps - down), right * (steps - down), (steps - right) * down, right * down)]
+    left, up = steps - right, steps - down
+    weights = [weight.astype(kind) for weight in (left * up, right * up, left * down, right * down)]
     offsets = (0, 1, size[1] + 4, size[1] + 5)
 
     def turned(channel: NDArray[Any]) -> NDArray[Any]:

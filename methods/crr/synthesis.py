@@ -47,7 +47,8 @@ def resize_bilinear(image: Bytes, size: Size) -> Bytes:
     rows = (wide[:, left] * across[0] + wide[:, right] * across[1]) >> 4  # (h, W, ...)
     down = down.reshape(2, -1, *[1] * (image.ndim - 1))
     total = ((rows[top] * down[0]) >> 16) + ((rows[bottom] * down[1]) >> 16)
-    return ((total + 2) >> 2).astype(np.uint8)
+    resized: Bytes = ((total + 2) >> 2).astype(np.uint8)
+    return resized
 
 
 def _taps(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
@@ -114,7 +115,9 @@ def blend(image: Bytes, source: Bytes, mask: Floats, beta: float) -> Synthetic:
     return Synthetic((out * np.float32(255)).astype(np.uint8), (mask * np.float32(255)).astype(np.uint8))
 
 
-def synthesise(image: Bytes, foreground: Floats, texture: Callable[[np.random.Generator], Bytes], rng: np.random.Generator) -> Synthetic:
+def synthesise(
+    image: Bytes, foreground: Floats, texture: Callable[[np.random.Generator], Bytes], rng: np.random.Generator
+) -> Synthetic:
     """A random anomaly on an image (H, W, 3), where its foreground (H, W) in [0, 1] allows one.
 
     texture: draws an image of any size. Half of the samples use it, the others the image's own pieces.
@@ -151,4 +154,5 @@ def procedural_texture(rng: np.random.Generator, size: int = 256) -> Bytes:
         share = np.clip(0.5 + rng.uniform(0.5, 2.0) * noise, 0.0, 1.0)
     dark, light = rng.uniform(0, 255, (2, 3))
     grain = rng.normal(0.0, rng.uniform(0, 20), (size, size, 1))
-    return np.clip(dark + share[..., None] * (light - dark) + grain, 0, 255).astype(np.uint8)
+    texture: Bytes = np.clip(dark + share[..., None] * (light - dark) + grain, 0, 255).astype(np.uint8)
+    return texture
