@@ -80,7 +80,10 @@ Limit = Annotated[
     typer.Option("--limit", min=1, help="At most this many images of each category, split and defect; marked."),
 ]
 Checkpoint = Annotated[
-    Path | None, typer.Option("--checkpoint", metavar="FILE", help="An official model.pth to test instead of training.")
+    Path | None,
+    typer.Option(
+        "--checkpoint", metavar="FILE|DIR", help="An official model.pth to test instead of training; a folder for several."
+    ),
 ]
 VariantName = Annotated[Variant, typer.Option("--variant", help="Metric definitions (bench list metrics).")]
 MaskRuleName = Annotated[MaskRule, typer.Option("--mask-rule", help="How resized masks become binary.")]

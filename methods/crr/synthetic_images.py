@@ -31,6 +31,20 @@ class SyntheticBatch(NamedTuple):
     masks: Tensor  # (B, H, W) in [0, 1], at crop size
 
 
+def at_crop(images: Tensor, masks: Tensor, params: CrrParams, device: torch.device, dtype: torch.dtype) -> SyntheticBatch:
+    """Bytes (B, h, w, 3) and (B, h, w) -> what the encoder and the loss take: cut and normalised as the bench does it."""
+    images = images.permute(0, 3, 1, 2)
+    (height, width), (rows, columns) = images.shape[-2:], params.crop_size
+    top, left = round((height - rows) / 2.0), round((width - columns) / 2.0)
+    cut = (..., slice(top, top + rows), slice(left, left + columns))
+    mean, std = (
+        torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+        for values in (params.preprocess.mean, params.preprocess.std)
+    )
+    unit = images[cut].contiguous().to(device).to(dtype).div_(255)
+    return SyntheticBatch(unit.sub_(mean).div_(std), masks[cut].contiguous().to(device).to(dtype).div_(255))
+
+
 def segmentation_target(masks: Tensor, size: Size) -> Tensor:
     """Masks (B, H, W) in [0, 1] -> (B, *size) bool: bilinear, then at least 0.5."""
     return torch.nn.functional.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0] >= 0.5
@@ -48,10 +62,6 @@ class SyntheticImages:
         self._train, self._params, self._ctx, self._stage, self._steps = train, params, ctx, stage, steps
         self._textures = self._open(params.texture_folder)
         self._foregrounds = self._open(params.foreground_folder)
-        preprocess = params.preprocess
-        self._mean, self._std = (
-            torch.tensor(values, dtype=ctx.dtype, device=ctx.device)[:, None, None] for values in (preprocess.mean, preprocess.std)
-        )
         self._pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="synthesis")
         self._coming: tuple[int, list[Future[Synthetic]]] | None = None
 
@@ -64,18 +74,9 @@ class SyntheticImages:
         coming = self._coming[1] if self._coming is not None and self._coming[0] == step else self._submit(indices, step)
         self._coming = (step + 1, self._submit(upcoming, step + 1)) if upcoming and step + 1 < self._steps else None
         samples = [future.result() for future in coming]
-        images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.stack([sample.image for sample in samples]))
         masks = torch.from_numpy(np.stack([sample.mask for sample in samples]))
-        return self._at_crop(images, masks)
-
-    def _at_crop(self, images: Tensor, masks: Tensor) -> SyntheticBatch:
-        """Bytes (B, 3, h, w) and (B, h, w) to what the encoder and the loss take."""
-        (height, width), (rows, columns) = images.shape[-2:], self._params.crop_size
-        top, left = round((height - rows) / 2.0), round((width - columns) / 2.0)
-        cut = (..., slice(top, top + rows), slice(left, left + columns))
-        device, dtype = self._ctx.device, self._ctx.dtype
-        unit = images[cut].contiguous().to(device).to(dtype).div_(255)
-        return SyntheticBatch(unit.sub_(self._mean).div_(self._std), masks[cut].contiguous().to(device).to(dtype).div_(255))
+        return at_crop(images, masks, self._params, self._ctx.device, self._ctx.dtype)
 
     def _submit(self, indices: Sequence[int], step: int) -> list[Future[Synthetic]]:
         pixels = self._train.pixels(indices).cpu().permute(0, 2, 3, 1).contiguous().numpy()
