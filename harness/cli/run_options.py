@@ -26,6 +26,7 @@ class Variant(str, Enum):
     exact = "exact"
     paper = "paper"
     dinomaly = "dinomaly"
+    crr = "crr"
 
 
 class Engine(str, Enum):

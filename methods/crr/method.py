@@ -171,8 +171,8 @@ class Crr(NoisyReconstruction):
 
     def cosine_map(self, output: Reconstruction) -> Tensor:
         """(B, 1, *map_size): the groups' mean of 1 - cos, enlarged in one step."""
-        distance = mean_of(self.distances(output))
-        return F.interpolate(distance, size=self.params.map_size, mode="bilinear", align_corners=True)
+        size = self.params.map_size
+        return mean_of([F.interpolate(d, size=size, mode="bilinear", align_corners=True) for d in self.distances(output)])
 
     def segmentation_map(self, output: Reconstruction) -> Tensor:
         """(B, 1, *map_size): the probability of an anomaly."""

@@ -27,7 +27,6 @@ from inpbench.methods.losses import hard_mining_count, hard_mining_threshold
 from inpbench.methods.schedule import WarmCosine
 from inpbench.methods.training import BatchOrder, Trainer
 
-
 ROUNDING = 1e-14  # gradients below are rounding alone
 
 

@@ -1,7 +1,7 @@
 """Golden cases of CRR's synthetic anomalies, through the functions that training uses.
 
-Noise and rotation 1e-12 in float64. Bytes are exact, but for Lab and Luv (3 grey levels on less than a tenth of the values). Where a
-case does not store its sources they are made again here: within a grey level then, but for the edge of the drawn ellipse.
+Noise and rotation 1e-12 in float64. Bytes are exact, but for Lab and Luv (3 grey levels on less than a tenth of the values).
+Where a case does not store its sources they are made again here: within a grey level, but for the edge of the drawn ellipse.
 """
 
 from __future__ import annotations
