@@ -179,7 +179,7 @@ class Preprocess:
 class Prediction(NamedTuple):
     """What `predict` returns for a batch."""
 
-    amap: Tensor  # (B, h, w), any resolution; the bench enlarges and smooths it
+    amap: Tensor  # (B, h, w), any resolution; the bench enlarges and smooths it (one of the metrics' size is smoothed alone)
     score: Tensor | None = None  # (B,), or None: the bench takes the mean of the highest 1 % of the smoothed map
 
 
@@ -270,6 +270,20 @@ class Scratch(Protocol):
         ...
 
 
+class ImageFolder(Protocol):
+    """The images of a folder that a parameter names (`MethodInfo.folders`), with all below it, decoded when asked for."""
+
+    def __len__(self) -> int: ...
+
+    def pixels(self, index: int) -> Tensor:
+        """Image (3, h, w), uint8 RGB of its own size, on the host; raises `DataError` naming a file that cannot be read."""
+        ...
+
+    def find(self, path: str) -> int | None:
+        """The place of the image with this POSIX path relative to the folder, whatever its extension; None where there is none."""
+        ...
+
+
 @dataclass
 class Context:
     """Everything a method may know about where it runs. `torch` types are named, not imported."""
@@ -287,6 +301,7 @@ class Context:
     cache_bytes: int | None = None  # most host memory that they may take with `auto`; none: half of what is free
     array: Scratch | None = None  # large temporary tensors in files; none: there is no place for them
     compile: bool = True  # whether the fast engine may use torch.compile (CUDA)
+    images: Callable[[str], ImageFolder] | None = None  # opens a folder that a parameter names; None: there is no reader
 
 
 class Method(Protocol):
@@ -373,6 +388,7 @@ class MethodInfo:
     extra: str | None = None  # the pip extra that its imports need
     baseline: bool = False  # a yardstick, not a contender: marked in tables
     told_category: bool = False  # it is `CategoryAware`: told the category of each test image, which the others are not
+    folders: frozenset[str] = frozenset()  # parameters (str | None) that name a folder of images; identities hold its content
     # Settings in which it learns from no image at all: `fit` is not called there, and zero_shot needs no source.
     untrained: frozenset[str] = frozenset()
 

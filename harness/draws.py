@@ -58,7 +58,7 @@ class Drawing:
             maps, masks = maps.index_select(0, chosen), masks.index_select(0, chosen)
         # On a GPU this batch is copied while the next one is computed; nobody waits but for the batch before.
         parts = [part.to("cpu", non_blocking=True) for part in (maps.float(), masks)]
-        ready = torch.cuda.Event() if maps.is_cuda else None
+        ready = torch.cuda.Event() if maps.is_cuda else None  # type: ignore[no-untyped-call]
         if ready is not None:
             ready.record()
         self._shape = tuple(maps.shape[1:])

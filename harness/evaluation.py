@@ -60,7 +60,7 @@ class Stopwatch:
         if self._device.type != "cuda":
             return self._host
         torch.cuda.synchronize(self._device)
-        return sum(begin.elapsed_time(end) for begin, end in self._events) / 1e3
+        return float(sum(begin.elapsed_time(end) for begin, end in self._events)) / 1e3
 
 
 def evaluate_category(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from inpbench.harness import params as parameters
 from inpbench.harness.api import DatasetInfo, MethodInfo, Preprocess
 from inpbench.harness.errors import BenchError, PrerequisiteError, UsageError, did_you_mean
+from inpbench.harness.image_folder import in_identity
 from inpbench.harness.registry import DATASETS, METHODS
 from inpbench.harness.roots import locate
 from inpbench.harness.settings import Setting, get_setting
@@ -296,7 +297,7 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
         "v": IDENTITY_VERSION,
         "method": cell.method.name,
         "method_version": cell.method.version,
-        "params": parameters.plain(cell.params),
+        "params": in_identity(cell.method, parameters.plain(cell.params)),
         "setting": cell.setting.name,
         "setting_version": cell.setting.version,
         "shots": cell.shots,

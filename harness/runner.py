@@ -28,6 +28,7 @@ from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.draws import Drawing, seed_of
 from inpbench.harness.errors import BenchError, UsageError
 from inpbench.harness.evaluation import evaluate_category
+from inpbench.harness.image_folder import FolderImages
 from inpbench.harness.kept_maps import MapKeeper, MapsOf
 from inpbench.harness.loading import prepare
 from inpbench.harness.marks import marks_of
@@ -249,6 +250,7 @@ def _build(cell: Cell, options: Options, progress: Progress, setting: str, snaps
         shots=cell.shots,
         engine=cell.request.engine,
         array=Scratch(snapshots.folder / "scratch"),
+        images=FolderImages,
     )
     return resolve(cell.method.target)(cell.params, context)
 

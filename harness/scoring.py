@@ -72,11 +72,15 @@ def enlarge(amap: Tensor, crop: Size, scoring: Scoring = DEFAULT_SCORING) -> Ten
 def smooth_maps(amap: Tensor, crop: Size, scoring: Scoring = DEFAULT_SCORING) -> Tensor:
     """The maps that the pixel metrics compare.
 
-    amap: (B, h, w) float of any size, higher is more anomalous; crop: (H, W) of the method's input.
+    amap: (B, h, w) float of any size, higher is more anomalous; crop: (H, W) of the method's input. A map that has the
+    metrics' size already was made for it (CRR fuses its maps there) and is not sent through the crop's.
     Returns (B, *metric_size), float32 or float64. NaN and infinity pass through; the metrics name the image.
     Source: INP-Former and Dinomaly, `evaluation_batch`.
     """
-    maps = _resize(enlarge(amap, crop, scoring), scoring.metric_size, scoring.align_to_metric)
+    if tuple(amap.shape[1:]) == tuple(scoring.metric_size):
+        maps = _working(amap)
+    else:
+        maps = _resize(enlarge(amap, crop, scoring), scoring.metric_size, scoring.align_to_metric)
     kernel = gaussian_kernel(scoring, maps.device).to(maps.dtype)
     return F.conv2d(maps[:, None], kernel[None, None], padding=scoring.kernel // 2)[:, 0]
 

@@ -29,6 +29,7 @@ TO_DOWNLOAD = "to be downloaded"  # stands for the hash in a dry run, which fetc
 # Where published checkpoints keep the network: MAE, DeiT, BEiT, D-iGPT use `model`, MoCo and iBOT `state_dict`,
 # InCTRL `model_state`.
 _CONTAINERS = ("model", "state_dict", "teacher", "model_state")
+_SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 
 _hashes: dict[tuple[str, int, int], str] = {}  # (path, mtime in ns, size) -> sha256
 
@@ -101,12 +102,28 @@ class WeightStore:
         return {} if spec.source == "package" else read_tensors(self.find(spec))
 
     def hash_file(self, path: str | Path) -> str:
-        """The identity `sha256:...` of any weight file, such as an official checkpoint; `WeightsError` where there is none."""
-        return f"sha256:{file_sha256(_existing(path))}"
+        """The identity `sha256:...` of a weight file or a folder of them; `WeightsError` where there is none."""
+        files = _existing(path)
+        if len(files) == 1:
+            return f"sha256:{file_sha256(files[0])}"
+        return f"sha256:{hashlib.sha256(' '.join(sorted(file_sha256(file) for file in files)).encode()).hexdigest()}"
 
     def read_file(self, path: str | Path) -> dict[str, Tensor]:
-        """The tensors of any weight file, such as an official checkpoint; raises `WeightsError` saying what is wrong."""
-        return read_tensors(_existing(path))
+        """The tensors of a weight file, such as an official checkpoint, or of all the files of a folder (CRR has two).
+
+        Raises `WeightsError` saying what is wrong, and where two files of a folder hold different tensors of one name.
+        """
+        tensors: dict[str, Tensor] = {}
+        owner: dict[str, str] = {}
+        for file in _existing(path):
+            for key, value in read_tensors(file).items():
+                if key in tensors and not _same(tensors[key], value):
+                    raise WeightsError(
+                        f"{owner[key]} and {file.name} in {file.parent} both hold {key}, with different values.",
+                        "Leave one of them in the folder.",
+                    )
+                tensors[key], owner[key] = value, file.name
+        return tensors
 
     def _places(self, spec: WeightSpec) -> list[Path]:
         name = Path(spec.file)
@@ -135,12 +152,19 @@ class WeightStore:
         return ", ".join(ways)
 
 
-def _existing(path: str | Path) -> Path:
-    """`path` with ~ expanded; raises `WeightsError` where there is no such file."""
+def _existing(path: str | Path) -> list[Path]:
+    """`path` with ~ expanded, or the weight files of that folder by name; raises `WeightsError` where there is none."""
     found = Path(path).expanduser()
-    if not found.is_file():
+    files = sorted(file for file in found.iterdir() if file.suffix in _SUFFIXES) if found.is_dir() else [found]
+    if not files or not files[0].is_file():
         raise WeightsError(f"There is no weight file {found}.", "Give the path of a .pth, .pt or .safetensors file.")
-    return found
+    return files
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    import torch
+
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _download(spec: WeightSpec, dry: bool) -> Path:

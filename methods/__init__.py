@@ -3,11 +3,12 @@
 BUILTIN = {
     "inp_former": "inpbench.methods.inp_former:INFO",
     "dinomaly": "inpbench.methods.dinomaly:INFO",
-    "patchcore": "inpbench.methods.patchcore:INFO",
-    "pmad": "inpbench.methods.pmad:INFO",
-    "raw_pixel": "inpbench.methods.raw_pixel:INFO",
+    "crr": "inpbench.methods.crr:INFO",
     "inctrl": "inpbench.methods.inctrl:INFO",
     "winclip": "inpbench.methods.winclip:INFO",
+    "pmad": "inpbench.methods.pmad:INFO",
+    "patchcore": "inpbench.methods.patchcore:INFO",
+    "raw_pixel": "inpbench.methods.raw_pixel:INFO",
 }
 
 # Methods of other packages behind one adapter, called <family>.<member>.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from inpbench.methods.losses import cosine_distance
 from inpbench.methods.optim import StableAdamW
 from inpbench.methods.reconstruction_params import ReconstructionParams
 from inpbench.methods.schedule import WarmCosine
-from inpbench.methods.training import BatchOrder, Trainer
+from inpbench.methods.training import BatchOrder, LossFunction, Trainer
 
 
 class Reconstruction(Protocol):
@@ -57,10 +57,10 @@ class _Whole(nn.Module):
 
 
 class ReconstructionMethod(ABC):
-    """Base of INP-Former and Dinomaly: a `harness.api.Method` but for `build`, `loss` and `total_steps`."""
+    """Base of INP-Former, Dinomaly and CRR: a `harness.api.Method` but for `build`, `loss` and `total_steps`."""
 
     keep_prefix: bool = False  # whether class and register tokens go through the network
-    advice: ClassVar[str] = "Lower the learning rate or lengthen the warm-up."  # where the loss is not finite
+    advice: str = "Lower the learning rate or lengthen the warm-up."  # where the loss is not finite
 
     def __init__(self, params: ReconstructionParams, ctx: Context) -> None:
         params.check()
@@ -145,12 +145,19 @@ class ReconstructionMethod(ABC):
         order = BatchOrder(len(train), self.params.batch_size, self.ctx.seed)
         partition = is_partition(self.params.encoder_groups, len(self.params.layers))
         source = FeatureSource(train, self.encode, self.params.batch_size, self.ctx, partition)
-        steps = self.total_steps(order.per_epoch)
+
+        def loss(indices: list[int], step: int) -> Tensor:
+            return self.loss(self.decode(source.batch(indices, order.batch(step + 1))), step)
+
+        self.train_network(order, loss, self.total_steps(order.per_epoch))
+
+    def train_network(self, order: BatchOrder, loss: LossFunction, steps: int) -> None:
+        """The training loop of the network with the parameters' optimiser, schedule and clipping."""
         trainer = Trainer(
             module=self.network,
             optimiser=self.optimiser(),
             schedule=self.schedule(steps),
-            loss=lambda indices, step: self.loss(self.decode(source.batch(indices, order.batch(step + 1))), step),
+            loss=loss,
             order=order,
             steps=steps,
             clip_norm=self.params.clip_norm,

@@ -98,7 +98,8 @@ class Trainer:
     """Trains `module` for `steps` steps.
 
     schedule: step -> learning rate, set on every parameter group before the step. clip_norm: largest L2 norm of all gradients.
-    advice: what to type when the loss is not finite.
+    advice: what to type when the loss is not finite. stage, kept: of a method that trains several modules in turn, the name of this
+    training in snapshots and progress, and the tensors of earlier stages that its snapshots hold besides.
     """
 
     module: nn.Module
@@ -110,6 +111,8 @@ class Trainer:
     clip_norm: float
     ctx: Context
     advice: str = "Lower the learning rate, or use --set METHOD.warmup=500."
+    stage: str = "training"
+    kept: Mapping[str, Tensor] | None = None
 
     def run(self) -> None:
         """Train from the snapshot of this cell, if there is one, to the last step; torch's generators are left untouched."""
@@ -155,21 +158,23 @@ class Trainer:
         if not math.isfinite(mean):
             raise BenchError(f"The loss is {mean} between steps {done - len(losses)} and {done} of {self.steps}.", self.advice)
         epochs = -(-self.steps // self.order.per_epoch)
-        self.ctx.progress(done, self.steps, f"epoch {-(-done // self.order.per_epoch)}/{epochs}", loss=mean, lr=rate)
+        text = f"epoch {-(-done // self.order.per_epoch)}/{epochs}"
+        self.ctx.progress(done, self.steps, text if self.stage == "training" else f"{self.stage} {text}", loss=mean, lr=rate)
 
     def _state(self, done: int) -> dict[str, Any]:
         return {
-            "kind": "training",
+            "kind": self.stage,
             "step": done,
             "steps": self.steps,
             "module": dict(self.module.state_dict()),
             "optimiser": self.optimiser.state_dict(),
             "random": random_state(self.ctx.device),
+            **({} if self.kept is None else {"kept": dict(self.kept)}),
         }
 
     def _resume(self) -> int:
         state = self.ctx.snapshots.load()
-        if state is None or state.get("kind") != "training":
+        if state is None or state.get("kind") != self.stage:
             return 0
         if state["steps"] != self.steps:
             raise BenchError(

@@ -17,11 +17,12 @@ from inpbench.harness.errors import BenchError, UsageError
 from inpbench.harness.testing import MemorySnapshots, StoppedError
 from inpbench.methods import encoder_table
 from inpbench.methods.attention import SELF_ATTENTIONS
+from inpbench.methods.blocks import Mlp
 from inpbench.methods.dinomaly import INFO, DinomalyParams
 from inpbench.methods.dinomaly.method import Dinomaly
-from inpbench.methods.dinomaly.model import DinomalyNetwork
 from inpbench.methods.fusion import Features
 from inpbench.methods.losses import hard_mining_count, hard_mining_weight, mined_global_cosine
+from inpbench.methods.noisy_network import NoisyNetwork
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def reference_attention(x: Tensor, state: dict[str, Tensor], key: str, heads: in
 @pytest.mark.parametrize("prefix", [0, 5])
 def test_the_network_against_the_formulas(attention: str, prefix: int) -> None:
     torch.manual_seed(0)
-    network = DinomalyNetwork(12, 3, 4, ((0, 1), (2, 3)), 0.2, attention, 1e-3).double().eval()
+    network = NoisyNetwork(12, 3, 4, ((0, 1), (2, 3)), Mlp(12, 0.2), attention, 1e-3).double().eval()
     for parameter in network.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     tokens, target = torch.randn(2, prefix + 6, 12, dtype=torch.float64), torch.zeros(2, 12, 2, 3, dtype=torch.float64)
@@ -174,7 +175,7 @@ def test_the_official_key_list_of_the_default_architecture() -> None:
         from inpbench.methods.vit import VisionTransformer
 
         encoder = VisionTransformer(encoder_table.get_encoder("dinov2reg_vit_base_14"))
-        network = DinomalyNetwork(768, 12, 8, ((0, 1, 2, 3), (4, 5, 6, 7)), 0.2)
+        network = NoisyNetwork(768, 12, 8, ((0, 1, 2, 3), (4, 5, 6, 7)), Mlp(768, 0.2))
     assert len(encoder.state_dict()) == 176
     assert len(encoder.state_dict()) + len(network.state_dict()) == 276
     assert sum(value.numel() for value in encoder.parameters()) == 86_583_552

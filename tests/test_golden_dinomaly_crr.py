@@ -1,10 +1,12 @@
-"""Golden numbers of Dinomaly (CRR: a later issue): every case of the folder, dispatched by its kind; an unknown kind fails."""
+"""Golden numbers of Dinomaly and CRR: every case of the folder, dispatched by its kind; an unknown kind fails."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import golden
+import golden_crr
+import golden_crr_synthesis
 import golden_dinomaly
 import pytest
 from golden import Case
@@ -24,8 +26,10 @@ def _transforms(case: Case) -> None:
     golden_images.check_transforms(case)
 
 
-def _later(case: Case) -> None:
-    pytest.skip("CRR is a later issue")
+def _crr_evaluation(case: Case) -> None:
+    import golden_metrics
+
+    golden_metrics.check_crr_evaluation(case)
 
 
 # The beginning of a case's name -> how it is checked.
@@ -42,7 +46,16 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "warmcosine": golden_dinomaly.check_schedule,
     "eval_metrics": _eval_metrics,
     "transforms": _transforms,
-    "crr_": _later,
+    "crr_bmlp6": golden_crr.check_bottleneck,
+    "crr_stage1": golden_crr.check_stage_one,
+    "crr_stage2": golden_crr.check_stage_two,
+    "crr_segnet": golden_crr.check_segmentation,
+    "crr_focal": golden_crr.check_focal,
+    "crr_eval": _crr_evaluation,
+    "crr_perlin": golden_crr_synthesis.check_perlin,
+    "crr_rotate": golden_crr_synthesis.check_rotation,
+    "crr_augmenters": golden_crr_synthesis.check_augmenters,
+    "crr_synth": golden_crr_synthesis.check_synthesis,
 }
 
 

@@ -54,7 +54,9 @@ PIXELS = "Graphs: `image` is RGB in [0, 1] (unit, normalised inside), or normali
 
 def export(
     record: Annotated[str, typer.Argument(help="Id of a record, or its beginning (at least 6 digits).")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write (a folder, for several official files).")
+    ],
     format_: Annotated[ModelFormat, typer.Option("--format", "-f", help=FORMATS)] = ModelFormat.official,
     model: Annotated[str | None, typer.Option("--model", help="Which model of a record that has several (its category).")] = None,
     category: Annotated[str | None, typer.Option("--category", help=CATEGORY)] = None,
@@ -136,9 +138,15 @@ def _write_official(method: Any, record: Record, out: Path) -> None:
 
     if not hasattr(method, "official_state"):
         raise UsageError(f"{record.identity['method']} has no official format.", "Type: --format safetensors")
-    buffer = io.BytesIO()
-    torch.save(method.official_state(), buffer)
-    write_bytes(out, buffer.getvalue())
+    named = getattr(method, "official_files", None)  # of a method whose authors publish several files
+    if named is None or out.suffix:
+        files = {out: method.official_state()}
+    else:
+        files = {out / name: state for name, state in named().items()}
+    for path, state in files.items():
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(path, buffer.getvalue())
 
 
 def _write_graph(

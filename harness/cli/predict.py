@@ -56,7 +56,7 @@ def predict(
     ] = True,
     model: Annotated[str | None, typer.Option("--model", help="Which model of a record that has several (its category).")] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="FILE", help="An official model.pth, instead of a record.")
+        Path | None, typer.Option("--checkpoint", metavar="FILE|DIR", help="An official model.pth, instead of a record.")
     ] = None,
     methods: Annotated[str, typer.Option("--methods", "-m", help="The checkpoint's method.")] = "",
     preset: option.Preset = "paper",

@@ -26,6 +26,7 @@ class Variant(str, Enum):
     exact = "exact"
     paper = "paper"
     dinomaly = "dinomaly"
+    crr = "crr"
 
 
 class Engine(str, Enum):
@@ -89,7 +90,10 @@ Limit = Annotated[
     typer.Option("--limit", min=1, help="At most this many images of each category, split and defect; marked."),
 ]
 Checkpoint = Annotated[
-    Path | None, typer.Option("--checkpoint", metavar="FILE", help="An official model.pth to test instead of training.")
+    Path | None,
+    typer.Option(
+        "--checkpoint", metavar="FILE|DIR", help="An official model.pth to test instead of training; a folder for several."
+    ),
 ]
 Prompts = Annotated[
     Path | None,

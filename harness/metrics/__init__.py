@@ -13,7 +13,7 @@ from typing import Literal
 SUITE_VERSION = 1
 AUPRO_LIMIT = 0.3  # false-positive rate up to which AUPRO integrates
 
-Variant = Literal["exact", "paper", "dinomaly"]
+Variant = Literal["exact", "paper", "dinomaly", "crr"]
 
 VARIANTS: Mapping[str, str] = {
     "exact": "every threshold, ties right, no constants added (default)",
@@ -21,6 +21,7 @@ VARIANTS: Mapping[str, str] = {
     "category, pixels equal to the largest counted twice (adeval 1.1.0); F1 with 1e-7 in the denominator; image metrics exact",
     "dinomaly": "Dinomaly's evaluation: exact but for F1 with 1e-7 in the denominator and AUPRO on 200 thresholds, false-positive "
     "rates below 0.3 divided by the largest of them, no interpolation at the limit",
+    "crr": "CRR's evaluation: as `paper`, with 1,000 strips",
 }
 
 

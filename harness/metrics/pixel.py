@@ -5,7 +5,7 @@ values carry the bound that its bins allow. Which of the two depends on the numb
 the order of the images changes a result.
 
 Scores are compared in the maps' own precision while they are kept; in the histogram float64 scores are rounded to float32 first,
-and the bound does not cover that rounding. The `paper` variant rounds to float32 always, as the official code does.
+and the bound does not cover that rounding. The variants on strips round to float32 always, as the official code does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from inpbench.harness.metrics.histogram import PixelHistogram
 from inpbench.harness.metrics.keys import Ints
 from inpbench.harness.metrics.pixels import PixelStore, raise_not_finite, take
 from inpbench.harness.metrics.regions import Areas, MaskRuns
-from inpbench.harness.metrics.strips import strip_areas, strip_keys, threshold_aupro, threshold_keys
+from inpbench.harness.metrics.strips import STRIPS_OF, strip_areas, strip_keys, threshold_aupro, threshold_keys
 
 EXACT_PIXELS = 1 << 24  # 256 maps of 256 x 256; 64 MiB of float32
 PIECE = 1 << 20  # pixels that go into the histogram at a time
@@ -83,7 +83,7 @@ class PixelMetrics:
         if maps.numel() == 0:
             return
         self._dtype = maps.dtype if self._dtype is None else torch.promote_types(self._dtype, maps.dtype)
-        keep_double = maps.dtype == torch.float64 and self.variant != "paper" and self._histogram is None
+        keep_double = maps.dtype == torch.float64 and self.variant not in STRIPS_OF and self._histogram is None
         scores = maps.detach().to(device=self.device, dtype=torch.float64 if keep_double else torch.float32).reshape(-1)
         pixels = self._keep(scores, masks.detach())
         self._images.append((numbers or range(self._seen, self._seen + maps.shape[0]), maps.shape[1] * maps.shape[2]))
@@ -118,7 +118,7 @@ class PixelMetrics:
             "p_f1max": walk.f1max(),
             "aupro": walk.aupro(),
         }
-        if self.variant == "paper":
+        if self.variant in STRIPS_OF:
             areas.update(dict.fromkeys(("p_auroc", "p_ap", "aupro"), constant) if constant else strip_areas(counts))
         if self.variant == "dinomaly":
             areas["aupro"] = constant or threshold_aupro(counts, normal, regions)
@@ -141,8 +141,8 @@ class PixelMetrics:
         if self.variant == "exact":
             return np.empty(0, np.int64)
         low, high = self._extremes()
-        if self.variant == "paper":
-            return strip_keys(low, high)
+        if self.variant in STRIPS_OF:
+            return strip_keys(low, high, STRIPS_OF[self.variant])
         double = self._histogram is None and self._store.dtype == torch.float64
         return threshold_keys(low, high, np.float64 if double else np.float32)
 

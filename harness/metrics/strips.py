@@ -1,8 +1,9 @@
-"""The pixel metrics of two official evaluations, which look at 200 thresholds instead of all; kept to reproduce their numbers.
+"""The pixel metrics of official evaluations that look at some thresholds instead of all; kept to reproduce their numbers.
 
 paper (INP-Former, adeval 1.1.0): 200 equal strips between the smallest and the largest score, bin trunc((v - lo) * 200 / (hi - lo))
 in float32; at edge j everything in strip j or above is anomalous. Pixels equal to the largest score lie in the last strip and in an
 overflow strip: they count twice. Areas are trapezoids over the 201 edges without end points; precision is 1 where nothing is found.
+crr: the same with 1000 strips.
 
 dinomaly: thresholds from the smallest score in steps of (largest - smallest) / 200, strictly above is anomalous; false-positive
 rates below 0.3 are kept and divided by the largest of them.
@@ -10,6 +11,7 @@ rates below 0.3 are kept and divided by the largest of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,32 +23,33 @@ from inpbench.harness.metrics.curve import ROUNDING, Area, Counts
 from inpbench.harness.metrics.keys import Ints, keys_of, values_of
 
 STRIPS = 200
+STRIPS_OF: Mapping[str, int] = {"paper": STRIPS, "crr": 1000}  # variants on strips
 _CONSTANT = "every pixel has the same score, and the {} evaluation divides by the range"
 
 
-def strip_keys(low: float, high: float) -> Ints:
-    """Keys (201,) of the smallest float32 scores of strips 0 to 199 and of the overflow strip.
+def strip_keys(low: float, high: float, strips: int = STRIPS) -> Ints:
+    """Keys (strips + 1,) of the smallest float32 scores of each strip and of the overflow strip.
 
     Raises `MetricError` where all scores are equal: the official code stops there.
     """
     lo, hi = np.float32(low), np.float32(high)
     if not lo < hi:
-        raise MetricError(_CONSTANT.format("INP-Former"), "Use the exact variant.")
+        raise MetricError(_CONSTANT.format("official"), "Use the exact variant.")
     ends = keys_of(np.array([lo, hi]))
-    wanted = np.arange(1, STRIPS)
+    wanted = np.arange(1, strips)
     least, most = np.full(wanted.size, ends[0]), np.full(wanted.size, ends[1])  # strip(least) < wanted <= strip(most)
     with np.errstate(over="ignore", invalid="ignore"):
         scale = hi - lo
         while np.any(most - least > 1):
             middle = least + (most - least) // 2
-            strip = np.trunc((values_of(middle, np.float32) - lo) * np.float32(STRIPS) / scale)
+            strip = np.trunc((values_of(middle, np.float32) - lo) * np.float32(strips) / scale)
             reached = ~(strip < wanted)
             most, least = np.where(reached, middle, most), np.where(reached, least, middle)
     return np.concatenate((ends[:1], most, ends[1:]))
 
 
 def strip_areas(counts: Counts) -> dict[str, Area | str]:
-    """P-AUROC, P-AP and AUPRO of the `paper` variant from counts at `strip_keys`; a text is the reason why there is no value."""
+    """P-AUROC, P-AP and AUPRO of a variant on strips from counts at `strip_keys`; a text is the reason why there is no value."""
     fp, tp, share = (_twice(part) for part in (counts.normal, counts.anomalous, counts.share))
     fpr, tpr, pro = fp / fp[0], tp / tp[0], share / share[0]
     found = tp + fp
@@ -97,14 +100,14 @@ def threshold_aupro(counts: Counts, normal: int, regions: int) -> Area | str:
 
 
 def _twice(at_keys: NDArray[Any]) -> NDArray[np.float64]:
-    """Counts (201,) at the edges: those at `hi`, the last, are in the last strip and in the overflow strip."""
+    """Counts (strips + 1,) at the edges: those at `hi`, the last, are in the last strip and in the overflow strip."""
     edges = at_keys.astype(np.float64)
     edges[:-1] += at_keys[-1]
     return edges
 
 
 def _doubled(split: NDArray[Any]) -> NDArray[np.float64]:
-    """What may be off at each edge (201,), where the count at `hi` enters a second time."""
+    """What may be off at each edge, where the count at `hi` enters a second time."""
     edges = split.astype(np.float64)
     edges[:-1] += split[-1]
     return edges

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from inpbench.harness.api import MethodInfo
-from inpbench.methods.reconstruction_params import DEMO, FAST, SMOKE, ReconstructionParams, encoder_weights
+from inpbench.methods.noisy_params import NoisyParams
+from inpbench.methods.reconstruction_params import DEMO, FAST, SMOKE, encoder_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class DinomalyParams(ReconstructionParams):
+class DinomalyParams(NoisyParams):
     """Defaults are those of the official multi-class scripts for MVTec AD and VisA.
 
     Scripts that differ: Real-IAD multi-class has 50,000 steps and dropout 0.4 (preset `paper_real_iad`); the single-class ones of
@@ -23,33 +24,8 @@ class DinomalyParams(ReconstructionParams):
     """
 
     NAME: ClassVar[str] = "dinomaly"
-    AT_LEAST: ClassVar[dict[str, float]] = {
-        "dropout": 0.0,
-        "mining_share": 0.0,
-        "mining_ramp": 0,
-        "mining_factor": 0.0,
-        "attention_eps": 0.0,
-    }
-    # Steps where `steps` is none: a model for each category gets half of what one model for all gets.
+    # Where `steps` is none: a model for each category gets half of what one model for all gets.
     PAPER_STEPS: ClassVar[Mapping[str, int]] = {"multi_class": 10_000, "single_class": 5_000}
-
-    lr: float = 2e-3
-    final_lr: float = 2e-4
-    dropout: float = 0.2  # of the bottleneck: input, hidden, output
-    mining_share: float = 0.9  # share of easy points whose gradient is shrunk, at the end of the ramp
-    mining_ramp: int = 1000  # steps over which the share grows from 0; 0: the full share from the start
-    mining_factor: float = 0.1  # what the gradient of easy points is multiplied by
-    attention: Literal["linear", "explicit_linear", "softmax"] = "linear"  # of the decoder
-    attention_eps: float = 0.0  # added to the linear attention's denominator; the authors advise 1e-6 against NaN
-    remove_class_token: bool = False  # drop class and register tokens before the bottleneck
-
-    def check(self) -> None:
-        """Raise `UsageError` for values that do not go together."""
-        super().check()
-        if self.dropout >= 1.0:
-            self._refuse("dropout", "below 1", self.dropout)
-        if self.mining_share > 1.0:
-            self._refuse("mining_share", "at most 1", self.mining_share)
 
 
 INFO = MethodInfo(
