@@ -44,6 +44,19 @@ def test_tables_come_from_the_code(hooks: ModuleType) -> None:
         hooks.on_page_markdown("{{ nonsense }}")
 
 
+def test_the_readme_tells_the_settings_of_every_method() -> None:
+    from inpbench.harness.api import MethodInfo
+    from inpbench.harness.registry import METHODS
+
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for name in METHODS.names():
+        if METHODS.origin(name) != "inpbench":
+            continue
+        [row] = re.findall(rf"^\| `{name}` \|.*\|(.*)\|$", readme, re.M)
+        said = set(re.findall(r"`(\w+)`", row))
+        assert (MethodInfo.SETTINGS_ALL - said if "all but" in row else said) == METHODS.get(name).settings, name
+
+
 def test_every_page_is_in_the_navigation() -> None:
     listed = set(re.findall(r"[\w/]+\.md", (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")))
     assert listed == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
