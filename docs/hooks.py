@@ -86,8 +86,11 @@ def parameters(method: str) -> str:
 
     info = METHODS.get(method)
     comments = _comments(info.params)
-    plain = params.plain(info.params())
-    rows = [[f"`{name}`", f"`{plain[name]}`", comments.get(name, "")] for name in (f.name for f in dataclasses.fields(info.params))]
+    plain = params.plain(info.params(), every=True)
+    rows = [
+        [f"`{name}`", f"`{_typed(plain[name])}`", comments.get(name, "")]
+        for name in (f.name for f in dataclasses.fields(info.params))
+    ]
     return _table(["parameter", "default", "meaning"], rows)
 
 
@@ -100,6 +103,15 @@ def presets(method: str) -> str:
         for name, changes in METHODS.get(method).presets.items()
     ]
     return _table(["preset", "changes"], rows)
+
+
+def _typed(value: Any) -> str:
+    """A value as `--set` takes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, list):
+        return (";" if any(isinstance(item, list) for item in value) else ",").join(map(_typed, value))
+    return str(value)
 
 
 def _comments(owner: type) -> dict[str, str]:

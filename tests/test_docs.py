@@ -32,8 +32,6 @@ def hooks() -> ModuleType:
 def test_placeholders_are_filled(hooks: ModuleType, page: Path) -> None:
     text = hooks.on_page_markdown(page.read_text(encoding="utf-8"))
     assert "{{" not in text
-    for line in text.splitlines():
-        assert "None" not in line or not line.startswith("| `"), line
 
 
 def test_tables_come_from_the_code(hooks: ModuleType) -> None:
