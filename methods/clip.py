@@ -223,7 +223,7 @@ class KeptReferences:
             known = ", ".join(name for name, kept in self._images.items() if len(kept)) or "none"
             raise UsageError(
                 f"{self.name} needs normal images of {category}, and was given none; it kept those of: {known}.",
-                "Run it with --setting few_shot or generalist and --shots K, or choose a category that it knows.",
+                "Choose a category that it knows, or show it some: bench run --shots K, bench predict --normal DIR.",
             )
         self._images[category] = images
         return images

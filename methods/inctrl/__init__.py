@@ -25,7 +25,7 @@ class InCtrlParams(ClipParams):
     # layers, images and prompts of a batch. Its checkpoints were trained so, and tested so until 2024-09.
     train_residuals: Literal["per_image", "official"] = "official"
     test_residuals: Literal["per_image", "official"] = "per_image"  # official: scores depend on --eval-batch
-    epochs: int = 10  # the released checkpoints and the paper's numbers are those after 6 (issue 26)
+    epochs: int = 10  # the paper's numbers are those after 6, its authors say (issue 26): epochs=6 ends there, with the same steps
     steps_per_epoch: int = 100
     batch_size: int = 16  # the first half normal, the other anomalous
     lr: float = 1e-3  # constant
