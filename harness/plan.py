@@ -222,11 +222,8 @@ def _manifest(dataset: DatasetInfo, request: Request, *, as_source: bool = False
 
 def _decide(cell: Cell, request: Request, store: RecordStore, weights: WeightStore, scoring: Scoring, force: bool) -> Cell:
     """Give a cell its identity and its status."""
-    if cell.setting.refusal:
-        return replace(cell, status="impossible", reason=cell.setting.refusal)
-    if cell.setting.name not in cell.method.settings:
-        known = ", ".join(sorted(cell.method.settings))
-        return replace(cell, status="impossible", reason=f"{cell.method.name} supports {known}")
+    if reason := unsupported(cell.method, cell.setting):
+        return replace(cell, status="impossible", reason=reason)
     try:
         identity = identity_of(cell, request, weights, scoring)
     except BenchError as error:
@@ -245,6 +242,15 @@ def _decide(cell: Cell, request: Request, store: RecordStore, weights: WeightSto
     if request.phase == "test" and request.checkpoint is None and (refusal := _untrained(cell, store)) is not None:
         return replace(cell, status="impossible", reason=refusal.message, refusal=refusal)
     return cell if known_record is None else replace(cell, reason=_history(known_record))
+
+
+def unsupported(method: MethodInfo, setting: Setting) -> str:
+    """Why a method cannot run in a setting, or an empty text."""
+    if setting.refusal:
+        return setting.refusal
+    if setting.name not in method.settings:
+        return f"{method.name} supports {', '.join(sorted(method.settings))}"
+    return ""
 
 
 def _untrained(cell: Cell, store: RecordStore) -> BenchError | None:

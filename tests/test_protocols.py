@@ -221,7 +221,57 @@ def test_cross_class_trains_on_objects_and_tests_on_textures_and_back(results: P
     assert sorted(path.stem for path in folder.iterdir()) == ["objects", "textures"]
 
 
-@pytest.mark.parametrize("method", ["raw_pixel", "inp_former", "dinomaly"])
+def test_cross_class_tables_have_the_mean_of_each_direction(results: Path) -> None:
+    drawn = ["--set", "synthetic.categories=weave,tile,nut"]
+    assert bench("run", "-m", "told", "-d", "synthetic", "-s", "cross_class", *SET, *drawn, "--results", results).code == 0
+    command = ["leaderboard", "--results", results, "--by", "category", "--metrics", "p_auroc"]
+    (table,) = bench(*command, "--json").json()
+    values = {row["category"]: row["value"] for row in table["rows"]}
+    assert values["mean: trained on objects, tested on textures"] == pytest.approx((values["weave"] + values["tile"]) / 2)
+    assert values["mean: trained on textures, tested on objects"] == values["nut"]
+    assert values["mean"] == pytest.approx((values["weave"] + values["tile"] + values["nut"]) / 3)
+    assert list(values) == ["weave", "tile", "nut", *[key for key in values if ":" in key], "mean"]
+    assert "mean: trained on objects, tested on textures" in bench(*command).out
+
+
+def test_a_killed_cross_class_trains_only_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calm = run(tmp_path / "calm", "-d", "synthetic", "-s", "cross_class")[0]
+    original = told.Told.fit
+
+    def fit(self: told.Told, train: Any) -> None:
+        if list(train.categories) == ["weave"]:
+            raise KeyboardInterrupt
+        original(self, train)
+
+    command = ["run", "-m", "told", "-d", "synthetic", "-s", "cross_class", *SET, "--results", tmp_path / "killed"]
+    with monkeypatch.context() as patch:
+        patch.setattr(told.Told, "fit", fit)
+        assert bench(*command).code == 130
+    told.CALLS.clear()
+    killed = run(tmp_path / "killed", "-d", "synthetic", "-s", "cross_class")[0]
+    assert [call[3] for call in calls("fit")] == [("weave",)]
+    assert killed["metrics"] == calm["metrics"] and killed["samples"] == calm["samples"]
+
+
+def test_check_compares_every_new_protocol(results: Path, target: Path, tmp_path: Path) -> None:
+    run(results, "-d", "synthetic", "-s", "cross_class")
+    run(results, "-d", "synthetic", "--set", "told.oracle=true")
+    run(results, "-d", "folder", "--data-root", target, "-s", "generalist", "--source", "synthetic", "--shots", "2")
+    run(results, "-d", "folder", "--data-root", target, "-s", "zero_shot", method="free")
+    common = ["check", "--results", results, "--baselines", tmp_path / "baselines"]
+    assert bench(*common, "--update", "--reason", "first").code == 0
+    found = bench(*common, "--json").json()
+    cells = {finding["cell"] for finding in found["findings"]}
+    assert found["exit_code"] == 0 and found["counts"]["ok"] == found["compared"] > 0
+    assert cells == {
+        "told, synthetic, cross_class, seed 1",
+        "told(oracle=True), synthetic, multi_class, seed 1",
+        "told, folder, generalist from synthetic, 2 shots, seed 1",
+        "free, folder, zero_shot, seed 1",
+    }
+
+
+@pytest.mark.parametrize("method", ["raw_pixel", "inp_former"])
 def test_built_in_methods_run_cross_class(method: str, results: Path) -> None:
     encoder = [] if method == "raw_pixel" else ["--encoder", "builtin", "--set", f"{method}.steps=3"]
     (record,) = run(results, "-d", "synthetic", "-s", "cross_class", "--preset", "smoke", *encoder, method=method)

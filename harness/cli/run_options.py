@@ -67,7 +67,8 @@ DataRoots = Annotated[
     ),
 ]
 Source = Annotated[
-    str | None, typer.Option("--source", metavar="NAME", help="Data set that zero_shot trains on (bench list datasets).")
+    str | None,
+    typer.Option("--source", metavar="NAME", help="Data set that zero_shot and generalist train on (bench list datasets)."),
 ]
 SourceRoot = Annotated[
     Path | None, typer.Option("--source-root", metavar="DIR", help="Root of --source (default: $INPBENCH_DATA/NAME).")
