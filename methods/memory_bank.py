@@ -140,24 +140,29 @@ def nearest(queries: Tensor, bank: Tensor, k: int = 1) -> Neighbours:
     columns = min(len(bank), max(budget >> 8, wanted))
     rows = max(1, min(budget // columns, budget // (wanted * bank.shape[1])))
     norms = _squared_norms(bank)
+    if torch.compiler.is_compiling() or queries.shape[0] <= rows:  # in an exported graph the number of queries is free
+        return _nearest_block(queries, bank, norms, k, wanted, columns)
     found = [_nearest_block(block, bank, norms, k, wanted, columns) for block in torch.split(queries, rows)]
     return Neighbours(torch.cat([block.distances for block in found]), torch.cat([block.rows for block in found]))
 
 
 def _nearest_block(queries: Tensor, bank: Tensor, norms: Tensor, k: int, wanted: int, columns: int) -> Neighbours:
     """`nearest` of a few queries: candidates from products with blocks of the bank, then ranked by direct differences."""
-    best = queries.new_empty(len(queries), 0)
-    index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    values, places = [], []
     for start in range(0, len(bank), columns):
         part = bank[start : start + columns]
         # |q|^2 is the same for all of a row: left out.
         squared = torch.addmm(norms[start : start + columns], queries, part.T, alpha=-2.0)
         value, at = squared.topk(min(wanted, len(part)), dim=1, largest=False)
-        best, index = torch.cat((best, value), dim=1), torch.cat((index, at + start), dim=1)
-        if best.shape[1] > wanted:
-            best, at = best.topk(wanted, dim=1, largest=False)
-            index = index.gather(1, at)
-    index = index.sort(dim=1).values  # a stable sort by distance then gives ties to the lowest index
-    exact = (bank[index.flatten()].view(*index.shape, bank.shape[1]) - queries[:, None]).square().sum(dim=2)
-    ranked, order = exact.sort(dim=1, stable=True)
+        values.append(value)
+        places.append(at + start)
+    index = torch.cat(places, dim=1)
+    if index.shape[1] > wanted:
+        index = index.gather(1, torch.cat(values, dim=1).topk(wanted, dim=1, largest=False).indices)
+    exporting = torch.compiler.is_compiling()
+    if not exporting:
+        index = index.sort(dim=1).values  # a stable sort by distance then gives ties to the lowest index
+    exact = (bank[index] - queries[:, None]).square().sum(dim=2)
+    # ONNX has no stable sort: there the order of ties is open, the distances are the same.
+    ranked, order = exact.topk(k, dim=1, largest=False) if exporting else exact.sort(dim=1, stable=True)
     return Neighbours(ranked[:, :k].sqrt(), index.gather(1, order[:, :k]))

@@ -138,3 +138,20 @@ def test_nearest_survives_cancellation() -> None:
 def test_nearest_of_no_query() -> None:
     found = nearest(torch.empty(0, 4), normal(5, 4, dtype=torch.float32), 3)
     assert found.distances.shape == found.rows.shape == (0, 3)
+
+
+def test_nearest_can_be_exported_for_any_number_of_queries() -> None:
+    bank = normal(40, 6, dtype=torch.float32)
+
+    class Search(torch.nn.Module):
+        def forward(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            found = nearest(queries, bank, 3)
+            return found.distances, found.rows
+
+    free = {"queries": {0: torch.export.Dim("count", min=2, max=1000)}}
+    graph = torch.export.export(Search(), (normal(7, 6, seed=1, dtype=torch.float32),), dynamic_shapes=free).module()
+    queries = normal(23, 6, seed=2, dtype=torch.float32)
+    distances, rows = graph(queries)
+    expected = nearest(queries, bank, 3)
+    torch.testing.assert_close(distances, expected.distances)
+    assert torch.equal(rows, expected.rows)
