@@ -148,6 +148,10 @@ def test_a_second_time_does_nothing(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "new").rglob("*")}
     done = convert("brainmri", raw, tmp_path / "new")
     assert (done.new, done.files) == (0, 13) and {p: p.stat().st_mtime_ns for p in (tmp_path / "new").rglob("*")} == before
+    next((tmp_path / "new").rglob("Y0.png")).unlink()
+    with pytest.raises(UsageError, match="not empty"):
+        convert("brainmri", raw, tmp_path / "new")
+    assert convert("brainmri", raw, tmp_path / "new", force=True).new == 13
 
 
 def test_an_interruption_leaves_nothing_and_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
