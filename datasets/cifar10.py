@@ -52,6 +52,11 @@ class CifarParams:
         """The counts of this protocol, for the audit."""
         return ABOUT.counts(self.protocol)
 
+    @property
+    def alone(self) -> bool:
+        """Whether each category needs a model of its own."""
+        return self.protocol == "one_vs_all"
+
 
 def scan(root: Path, params: CifarParams, report: Report) -> list[Sample]:
     """The samples of a tree of PNG folders; `DataError` otherwise, also for batches, which have to be prepared."""

@@ -51,6 +51,11 @@ class MnistParams:
         """The counts of this protocol, for the audit."""
         return ABOUT.counts(self.protocol)
 
+    @property
+    def alone(self) -> bool:
+        """Whether each category needs a model of its own."""
+        return self.protocol == "one_vs_all"
+
 
 def scan(root: Path, params: MnistParams, report: Report) -> list[Sample]:
     """The samples of a tree of PNG folders; `DataError` otherwise, also for idx files, which have to be prepared."""

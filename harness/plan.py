@@ -264,9 +264,21 @@ def _history(record: Record) -> str:
     return "done before, run again (--force)"
 
 
+def _check_alone(cell: Cell, manifest: Manifest) -> None:
+    """Raise `UsageError` where one model would learn the anomalies of each category as normal images of the others."""
+    together = cell.setting.unit == "dataset" and not cell.setting.source and not cell.method.told_category
+    if together and getattr(manifest.params, "alone", False) and len(manifest.categories) > 1:
+        raise UsageError(
+            f"{cell.setting.name}: what is anomalous in one category of {cell.dataset.name} is normal in the others, "
+            "so that one model of all of them has seen every anomaly as normal.",
+            f"Type: --setting single_class, or: --set {cell.dataset.name}.protocol=multi_class",
+        )
+
+
 def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Scoring) -> dict[str, Any]:
     """The identity document of a cell: plain data, in clear, versioned. Raises `WeightsError` when weights are missing."""
     assert cell.manifest is not None
+    _check_alone(cell, cell.manifest)
     if any(cell.setting.source and other.sha256 == cell.manifest.sha256 for other in cell.trained_on):
         raise UsageError(
             f"{cell.setting.name}: source and target are the same images ({cell.dataset.name} in {cell.manifest.root}).",
