@@ -242,6 +242,7 @@ def _decide(cell: Cell, request: Request, store: RecordStore, weights: WeightSto
         return replace(cell, status="impossible", reason=f"{cell.method.name} supports {known}")
     try:
         identity = identity_of(cell, request, weights, scoring)
+        _check_alone(cell)
     except BenchError as error:
         return replace(cell, status="impossible", reason=error.message, refusal=error)
     from inpbench.harness.records import identity_id
@@ -264,8 +265,10 @@ def _history(record: Record) -> str:
     return "done before, run again (--force)"
 
 
-def _check_alone(cell: Cell, manifest: Manifest) -> None:
+def _check_alone(cell: Cell) -> None:
     """Raise `UsageError` where one model would learn the anomalies of each category as normal images of the others."""
+    manifest = cell.manifest
+    assert manifest is not None
     together = cell.setting.unit == "dataset" and not cell.setting.source and not cell.method.told_category
     if together and getattr(manifest.params, "alone", False) and len(manifest.categories) > 1:
         raise UsageError(
@@ -278,7 +281,6 @@ def _check_alone(cell: Cell, manifest: Manifest) -> None:
 def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Scoring) -> dict[str, Any]:
     """The identity document of a cell: plain data, in clear, versioned. Raises `WeightsError` when weights are missing."""
     assert cell.manifest is not None
-    _check_alone(cell, cell.manifest)
     if any(cell.setting.source and other.sha256 == cell.manifest.sha256 for other in cell.trained_on):
         raise UsageError(
             f"{cell.setting.name}: source and target are the same images ({cell.dataset.name} in {cell.manifest.root}).",
