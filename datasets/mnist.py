@@ -1,18 +1,14 @@
 """MNIST: 70,000 handwritten digits, 28 x 28 grey; digits as categories, or even digits against odd ones (`semantic`).
 
-Read are PNG folders training/<digit>, testing/<digit>; `prepare` makes them from the four published idx files, packed (.gz) or not.
-An idx file is a magic number, the sizes and the bytes; every length is checked before anything is believed.
+Read are PNG folders training/<digit>, testing/<digit>; `prepare` makes them from the four published idx files (`idx_files`), packed
+(.gz) or not.
 """
 
 from __future__ import annotations
 
-import gzip
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from inpbench.datasets.listing import find_base
 from inpbench.datasets.prepared import not_there
@@ -20,13 +16,8 @@ from inpbench.datasets.semantic import Classes, Protocol, class_pieces, scan_cla
 from inpbench.harness.api import Archive, Counts, DatasetInfo, Decoder, Piece, Report, Sample
 from inpbench.harness.errors import DataError
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 DIGITS = tuple("0123456789")
 FILES = (("train-images", "train-labels"), ("t10k-images", "t10k-labels"))
-LARGEST = 1 << 26  # bytes of an unpacked file; the largest published one has 47,040,016
 ABOUT = Classes(
     name="mnist",
     title="MNIST",
@@ -50,6 +41,11 @@ class MnistParams:
     def published(self) -> dict[str, Counts]:
         """The counts of this protocol, for the audit."""
         return ABOUT.counts(self.protocol)
+
+    @property
+    def alone(self) -> bool:
+        """Whether each category needs a model of its own."""
+        return self.protocol == "one_vs_all"
 
 
 def scan(root: Path, params: MnistParams, report: Report) -> list[Sample]:
@@ -76,30 +72,10 @@ def _base(root: Path) -> str | None:
     return find_base(root, ("MNIST/raw", "raw"), lambda path: all(_file(path, stem) for pair in FILES for stem in pair))
 
 
-def read_idx(file: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of an idx file of unsigned bytes. Raises `DataError` for any other content, and for one of another length."""
-    import numpy as np
-
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            data = stream.read(LARGEST + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file.name} cannot be read: {error}.", "Fetch it again.") from error
-    head = 4 + 4 * dimensions
-    if len(data) < head or len(data) > LARGEST or data[:4] != bytes((0, 0, 8, dimensions)):
-        raise DataError(f"{file.name} is no idx file of bytes in {dimensions} dimensions.", "Fetch it again.")
-    shape = struct.unpack(f">{dimensions}I", data[4:head])
-    expected = 1
-    for length in shape:
-        expected *= length
-    if expected != len(data) - head:
-        raise DataError(f"{file.name}: its header promises {expected} bytes, found {len(data) - head}.", "Fetch it again.")
-    array: NDArray[np.uint8] = np.frombuffer(data, np.uint8, offset=head).reshape(shape)
-    return array
-
-
 def prepare(raw: Path, params: MnistParams, read: Decoder, report: Report) -> Iterator[Piece]:
     """PNG folders of the training and test images."""
+    from inpbench.datasets.idx_files import read_idx
+
     base = _base(raw)
     if base is None:
         raise not_there(raw, "MNIST", "mnist", "the four files train-images-idx3-ubyte[.gz], ... are not there")

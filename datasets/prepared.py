@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from inpbench.datasets.layouts import MaskPolicy, Tree, is_category, read_test, read_train
 from inpbench.datasets.listing import find_base, folders, join
-from inpbench.harness.api import Decoder, Finding, Piece, Report, Sample
+from inpbench.harness.api import Decoder, Piece, Report, Sample
 from inpbench.harness.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,15 +54,6 @@ def to_prepare(root: Path, title: str, name: str) -> DataError:
         f"{root} holds {title} as it is published; it is measured on what `bench data prepare` makes of it.",
         f"Type: bench data prepare {name} --from {root} --to NEW_FOLDER, then --data-root NEW_FOLDER",
     )
-
-
-def strict(finding: Finding) -> None:
-    """A `Report` that stops at the first error: a converter must not leave images out unasked."""
-    if finding.severity == "error":
-        raise DataError(
-            f"{finding.file or 'the raw folder'}: {finding.status.replace('_', ' ')}: {finding.message}.",
-            "Fetch the file again; nothing has been written under the final name.",
-        )
 
 
 def pieces(raw: Path, samples: Iterable[Sample], read: Decoder) -> Iterator[Piece]:

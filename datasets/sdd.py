@@ -48,7 +48,7 @@ def _parts(raw: Path, report: Report) -> Iterator[Part]:
     base = find_base(raw, ("KolektorSDD",), _fits)
     if base is None:
         raise not_there(raw, "KolektorSDD", "sdd", "the published kos01/Part0.jpg, kos01/Part0_label.bmp are not there")
-    for item in folders(raw / base):
+    for item in (name for name in folders(raw / base) if name.lower().startswith("kos")):
         folder = join(base, item)
         names = images(raw, folder, report)
         labels = {stem_key(name): name for name in names if stem_key(name).endswith(LABEL)}

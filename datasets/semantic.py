@@ -2,7 +2,8 @@
 
 one_vs_all: a category a class, named like it, because methods with text prompts speak of it: normal is the class, anomalous are
 all other test images; the published number is the mean over the categories, each with a model of its own (`--setting
-single_class`: a model of all classes has seen every anomaly as normal). multi_class: one category, some classes normal together.
+single_class`; one model of all classes would learn every anomaly as normal, the plan refuses it). multi_class: one category, some
+classes normal together.
 Known deviation: the word for normal MNIST digits in the multi-class protocol is not published; it changes text prompts only.
 """
 

@@ -140,6 +140,8 @@ class DatasetInfo:
         for.
     prepare: "module:attr" of `prepare(raw: Path, params, read: Decoder, report: Report) -> Iterator[Piece]`, which turns what is
         published into the layout that `scan` reads; a generator, the same pieces in the same order for the same files.
+    params: a frozen dataclass; it may have a property `published` (the counts under these parameters, instead of `counts`) and a
+        property `alone` (bool: anomalies of one category are normal in others, so that each needs a model of its own).
     archives: what `bench data download` fetches; empty where the authors ask for a form, an account or a click (`obtain` says it).
     """
 

@@ -91,7 +91,7 @@ def prepare(
     wanted = real_path(to)
     if wanted == raw or raw in wanted.parents or wanted in raw.parents:
         raise UsageError(f"--to {to} and --from {raw} lie in one another.", "Choose a new folder beside it.")
-    if finished(wanted, key):
+    if not force and finished(wanted, key):
         return Prepared(wanted, int(read_provenance(wanted).get("files", 0)), 0, ())
     target = real_target(to, force)
     found: dict[Finding, None] = {}

@@ -74,7 +74,7 @@ def download(
             f"Type: bench data download {info.name} --to {to} --accept-licence {info.name}",
         )
     key = hashlib.sha256(json.dumps([info.name, [tuple(vars(a).values()) for a in info.archives]]).encode()).hexdigest()
-    if finished(there := real_path(to), key):
+    if not force and finished(there := real_path(to), key):
         about = read_provenance(there)
         return Downloaded(there, int(about.get("files", 0)), dict(about.get("archives", {})), (), False)
     target = real_target(to, force)

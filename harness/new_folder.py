@@ -41,8 +41,12 @@ class Draft:
 
 
 def finished(target: Path, key: str) -> bool:
-    """Whether the target already is what this task makes."""
-    return read_provenance(target).get("key") == key
+    """Whether the target already is what this task makes, with no file gone since."""
+    about = read_provenance(target)
+    if about.get("key") != key:
+        return False
+    there = sum(len(files) for _, _, files in os.walk(target)) - 1  # less the provenance itself
+    return there >= int(about.get("files", 0))
 
 
 def read_provenance(target: Path) -> Mapping[str, Any]:

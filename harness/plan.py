@@ -230,6 +230,7 @@ def _decide(cell: Cell, request: Request, store: RecordStore, weights: WeightSto
         return replace(cell, status="impossible", reason=reason)
     try:
         identity = identity_of(cell, request, weights, scoring)
+        _check_alone(cell)
     except BenchError as error:
         return replace(cell, status="impossible", reason=error.message, refusal=error)
     from inpbench.harness.records import identity_id
@@ -278,6 +279,19 @@ def _history(record: Record) -> str:
     if record.status == "started":
         return "was interrupted, goes on from its last snapshot"
     return "done before, run again (--force)"
+
+
+def _check_alone(cell: Cell) -> None:
+    """Raise `UsageError` where one model would learn the anomalies of each category as normal images of the others."""
+    manifest = cell.manifest
+    assert manifest is not None
+    together = cell.setting.unit == "dataset" and not cell.setting.source and not cell.method.told_category
+    if together and getattr(manifest.params, "alone", False) and len(manifest.categories) > 1:
+        raise UsageError(
+            f"{cell.setting.name}: what is anomalous in one category of {cell.dataset.name} is normal in the others, "
+            "so that one model of all of them has seen every anomaly as normal.",
+            f"Type: --setting single_class, or: --set {cell.dataset.name}.protocol=multi_class",
+        )
 
 
 def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Scoring) -> dict[str, Any]:

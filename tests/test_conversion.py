@@ -16,7 +16,7 @@ import trees
 from commands import bench
 from PIL import Image
 
-from inpbench.datasets import aitex, cifar10, mnist, sdd
+from inpbench.datasets import aitex, cifar_batches, idx_files, sdd
 from inpbench.harness import conversion, new_folder
 from inpbench.harness.api import Piece
 from inpbench.harness.conversion import Pictures, prepare
@@ -148,6 +148,10 @@ def test_a_second_time_does_nothing(tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "new").rglob("*")}
     done = convert("brainmri", raw, tmp_path / "new")
     assert (done.new, done.files) == (0, 13) and {p: p.stat().st_mtime_ns for p in (tmp_path / "new").rglob("*")} == before
+    next((tmp_path / "new").rglob("Y0.png")).unlink()
+    with pytest.raises(UsageError, match="not empty"):
+        convert("brainmri", raw, tmp_path / "new")
+    assert convert("brainmri", raw, tmp_path / "new", force=True).new == 13
 
 
 def test_an_interruption_leaves_nothing_and_is_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,24 +335,24 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
 def test_other_pickles_are_no_batches(tmp_path: Path, batch: object) -> None:
     (tmp_path / "data_batch_1").write_bytes(pickle.dumps(batch, protocol=2))
     with pytest.raises(DataError, match="no batch of CIFAR-10"):
-        cifar10.read_batch(tmp_path / "data_batch_1")
+        cifar_batches.read_batch(tmp_path / "data_batch_1")
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\x80\x02.", b"(" * 1000, b"c__builtin__\neval\n."])
 def test_bytes_that_are_no_pickles(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "test_batch").write_bytes(data)
     with pytest.raises(DataError, match="no batch"):
-        cifar10.read_batch(tmp_path / "test_batch")
+        cifar_batches.read_batch(tmp_path / "test_batch")
     (tmp_path / "test_batch.bin").write_bytes(data)
     with pytest.raises(DataError, match="no batch"):
-        cifar10.read_batch(tmp_path / "test_batch.bin")
+        cifar_batches.read_batch(tmp_path / "test_batch.bin")
 
 
 def test_python_3_pickles_of_every_protocol_are_read(tmp_path: Path) -> None:
     data = np.random.RandomState(0).randint(0, 256, (3, 3072)).astype(np.uint8)
     for protocol in range(2, 5):
         (tmp_path / "b").write_bytes(pickle.dumps({b"data": data, b"labels": [1, 2, 3]}, protocol=protocol))
-        pictures, labels = cifar10.read_batch(tmp_path / "b")
+        pictures, labels = cifar_batches.read_batch(tmp_path / "b")
         assert labels == [1, 2, 3] and (pictures == data.reshape(3, 3, 32, 32).transpose(0, 2, 3, 1)).all()
 
 
@@ -356,10 +360,10 @@ def test_a_pickle_cannot_change_our_stand_ins(tmp_path: Path) -> None:
     """BUILD on a name sets attributes; on our stand-ins it must fail or do nothing."""
     for name in ("numpy\nndarray", "numpy\ndtype", "_codecs\nencode"):
         (tmp_path / "b").write_bytes(f"c{name}\n(N}}Vstate\nI1\nstb.".encode())
-        before = dict(vars(cifar10._Array)), dict(vars(cifar10._Dtype)), dict(vars(cifar10._Encoded))
+        before = dict(vars(cifar_batches._Array)), dict(vars(cifar_batches._Dtype)), dict(vars(cifar_batches._Encoded))
         with pytest.raises(DataError):
-            cifar10.read_batch(tmp_path / "b")
-        assert before == (dict(vars(cifar10._Array)), dict(vars(cifar10._Dtype)), dict(vars(cifar10._Encoded)))
+            cifar_batches.read_batch(tmp_path / "b")
+        assert before == (dict(vars(cifar_batches._Array)), dict(vars(cifar_batches._Dtype)), dict(vars(cifar_batches._Encoded)))
 
 
 @pytest.mark.parametrize(
@@ -381,7 +385,7 @@ def test_broken_idx_files(tmp_path: Path, data: bytes, packed: bool) -> None:
     file = tmp_path / ("a.gz" if packed else "a")
     file.write_bytes(gzip.compress(data) if packed else data)
     with pytest.raises(DataError):
-        mnist.read_idx(file, 3)
+        idx_files.read_idx(file, 3)
     (tmp_path / "b.gz").write_bytes(data)
     with pytest.raises(DataError):
-        mnist.read_idx(tmp_path / "b.gz", 3)
+        idx_files.read_idx(tmp_path / "b.gz", 3)

@@ -320,3 +320,12 @@ def test_categories_that_share_their_test_images_share_their_decoded_rows(tmp_pa
         assert (rows.read([test[3]])[0].transpose(1, 2, 0) == trees.np.asarray(trees.Image.open(root / test[3].image))).all()
         files |= {path.name for path in (tmp_path / "cache").rglob("*.json")}
     assert len(files) == 1
+
+
+def test_one_model_of_all_classes_is_refused(tmp_path: Path) -> None:
+    root = raw_trees.class_folders(tmp_path / "cifar")
+    run = ("run", "--methods", "raw_pixel", "--preset", "smoke", "--dataset", "cifar10", "--data-root", root, "--dry-run")
+    refused = bench(*run)
+    assert refused.code != 0 and "--setting single_class" in refused.err and "Traceback" not in refused.err
+    for allowed in (["--setting", "single_class"], ["--set", "cifar10.protocol=multi_class"], ["--categories", "cat"]):
+        assert bench(*run, *allowed).code == 0, allowed
