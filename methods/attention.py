@@ -68,7 +68,7 @@ class LinearAttention(_SelfAttention):
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         projected: Tensor = self.qkv(x)
-        if projected.device.type == "cpu" and projected.requires_grad:
+        if projected.device.type == "cpu" and projected.requires_grad and not torch.compiler.is_compiling():
             q, k, v = _PositiveHeads.apply(projected, self.heads)
             return q, k, v
         q, k, v = split_heads(projected, 3, self.heads)
