@@ -228,9 +228,8 @@ def emit(setting: Setting, title: str, table: Sequence[str], notes: Sequence[str
     machine = torch.cuda.get_device_name(setting.device) if cuda else platform.processor() or platform.machine()
     threads = "" if cuda else f", {torch.get_num_threads()} threads"
     head = (
-        f"{machine}{threads}, torch {torch.__version__}; "
-        f"preset {setting.preset}, {setting.encoder} at {setting.size} x {setting.size}, "
-        f"batch {setting.batch}, {setting.steps} steps, weights {setting.weights}, "
+        f"{machine}{threads}, torch {torch.__version__}; preset {setting.preset}, {setting.encoder} at "
+        f"{setting.size} x {setting.size}, batch {setting.batch}, {setting.steps} steps, weights {setting.weights}, "
         f"synthetic pixels; seconds by the {setting.clock} clock."
     )
     text = "\n".join([f"# {title}", "", head, "", *table, "", *notes, ""])

@@ -60,7 +60,8 @@ class Stopwatch:
         if self._device.type != "cuda":
             return self._host
         torch.cuda.synchronize(self._device)
-        return float(sum(begin.elapsed_time(end) for begin, end in self._events)) / 1e3
+        milliseconds: float = sum(begin.elapsed_time(end) for begin, end in self._events)
+        return milliseconds / 1e3
 
 
 def evaluate_category(

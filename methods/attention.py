@@ -8,8 +8,6 @@ Attribute names (qkv, q, kv, proj, learn_scale) are a contract: official checkpo
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,39 +65,8 @@ class LinearAttention(_SelfAttention):
         return _row_sums(q, k)
 
     def _features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        projected: Tensor = self.qkv(x)
-        if projected.device.type == "cpu" and projected.requires_grad:
-            q, k, v = _PositiveHeads.apply(projected, self.heads)
-            return q, k, v
-        q, k, v = split_heads(projected, 3, self.heads)
+        q, k, v = split_heads(self.qkv(x), 3, self.heads)
         return F.elu(q) + 1.0, F.elu(k) + 1.0, v
-
-
-class _PositiveHeads(torch.autograd.Function):
-    """ELU(q) + 1, ELU(k) + 1 and v of qkv (B, N, 3 D) as contiguous (B, heads, N, d): for training where nothing fuses operations.
-
-    The derivative of y = ELU(x) + 1 is min(y, 1): the backward pass needs no exponential, and writes one tensor for all three.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, projected: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Three tensors that the matrix products take without a copy."""
-        q, k, v = (part.clone(memory_format=torch.contiguous_format) for part in split_heads(projected, 3, heads))
-        for part in (q, k):
-            F.elu_(part).add_(1.0)
-        ctx.save_for_backward(q, k)
-        return q, k, v
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """(B, heads, N, d) three times -> (B, N, 3 D)."""
-        batch, heads, count, width = gradients[0].shape
-        out = gradients[0].new_empty(batch, count, 3, heads, width)
-        parts = out.permute(2, 0, 3, 1, 4).unbind(0)
-        for part, gradient, y in zip(parts, gradients, ctx.saved_tensors, strict=False):  # v has no y
-            torch.mul(gradient, y.clamp(max=1.0), out=part)
-        parts[2].copy_(gradients[2])
-        return out.flatten(2), None
 
 
 class ExplicitLinearAttention(_SelfAttention):

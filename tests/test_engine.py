@@ -16,7 +16,7 @@ from inpbench.harness.metrics.category import CategoryMetrics
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.scoring import image_scores, smooth_maps
 from inpbench.harness.scratch import Scratch
-from inpbench.methods.attention import LinearAttention, ReluCosineAttention, merge_heads, split_heads
+from inpbench.methods.attention import ReluCosineAttention
 from inpbench.methods.blocks import CrossAttentionBlock, initialise
 from inpbench.methods.compiling import CompiledOnce
 from inpbench.methods.factored import factored_block, pays
@@ -54,30 +54,6 @@ def test_a_block_in_factors_is_the_block(tokens: int, prototypes: int) -> None:
     gradients = [torch.autograd.grad((output * direction).sum(), wanted) for output in (found, expected)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-
-
-def written_out(attention: LinearAttention, x: Tensor) -> Tensor:
-    """Linear attention in the fewest words, differentiated by torch."""
-    q, k, v = split_heads(attention.qkv(x), 3, attention.heads)
-    q, k = F.elu(q) + 1.0, F.elu(k) + 1.0
-    weights = q @ k.transpose(-2, -1)
-    output: Tensor = attention.proj(merge_heads(weights @ v / weights.sum(-1, keepdim=True)))
-    return output
-
-
-def test_the_heads_of_linear_attention_have_the_gradient_of_elu() -> None:
-    torch.manual_seed(2)
-    attention = LinearAttention(12, 3).double()
-    x = (4.0 * torch.randn(2, 7, 12, dtype=torch.float64)).requires_grad_()
-    wanted = [x, *attention.parameters()]
-    direction = torch.randn(2, 7, 12, dtype=torch.float64)
-    expected, found = written_out(attention, x), attention(x)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    with torch.no_grad():
-        torch.testing.assert_close(attention(x), found, rtol=1e-12, atol=1e-12)  # without a graph it goes another way
-    gradients = [torch.autograd.grad((output * direction).sum(), wanted) for output in (found, expected)]
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
 def test_factors_are_used_where_they_pay() -> None:

@@ -14,6 +14,7 @@ from methodkit import Stripes, make_context
 from torch import Tensor
 
 from inpbench.harness import params as parameters
+from inpbench.harness.evaluation import Stopwatch
 from inpbench.harness.metrics.category import CategoryMetrics
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.scoring import image_scores, smooth_maps
@@ -92,6 +93,24 @@ def test_metrics_are_those_of_the_cpu() -> None:
     assert values[0].keys() == values[1].keys()
     for key, value in values[0].items():
         assert value is not None and values[1][key] == pytest.approx(value, abs=1e-6), key
+
+
+def test_evaluation_does_not_wait_for_the_device() -> None:
+    """Predicting, timing and counting of batches whose masks are on the host, one image without pixel ground truth."""
+    method, images = build("inp_former", cuda(), "fast"), Stripes((112, 112), 4).batch(range(4)).to(cuda())
+    masks = torch.zeros(4, 256, 256, dtype=torch.bool)
+    masks[2:, 20:60, 30:90] = True
+    metrics, watch = CategoryMetrics(device=cuda()), Stopwatch(cuda())
+    try:
+        for step in range(3):
+            torch.cuda.set_sync_debug_mode("error" if step else "default")  # what is built at the first batch may wait
+            with torch.inference_mode(), watch:
+                maps = smooth_maps(method.predict(images + step).amap, (112, 112))
+                scores = image_scores(maps)
+            metrics.update(maps, scores, masks, [0, 0, 1, 1], [True, False, True, True])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert watch.seconds > 0 and metrics.compute().values["aupro"] is not None
 
 
 @pytest.mark.parametrize("name", NAMES)
