@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from inpbench.harness.errors import NothingError, PrerequisiteError
+from inpbench.harness.errors import NothingError, PrerequisiteError, UsageError
+from inpbench.harness.marks import TOLD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,11 +96,16 @@ def record_sources(
                 raise NothingError(f"No record '{id}' in {store.folder}.", "Type: bench leaderboard --json")
             records.append(found)
     else:
-        records = list(store.all(method="inp_former", status="done"))
+        records = list(store.all(method="inp_former", status=("done", "trained")))
     sources = []
     for record in records:
         folder = models_folder(store, record)
         names = sorted(path.stem for path in folder.glob("*.safetensors")) if folder.is_dir() else []
+        if TOLD in record.marks:
+            raise UsageError(
+                f"Record {record.id12} ({record.label}) must be told the category of each image, which bench app does not ask for.",
+                f"Type: bench predict {record.id12} --category NAME --images PATH --out DIR",
+            )
         if wanted and not names:
             raise PrerequisiteError(f"Record {record.id12} ({record.label}) has no kept model in {folder}.", NEXT)
         sources += [_record_source(store, record, name, weights, device) for name in names]
@@ -127,7 +133,6 @@ def checkpoint_source(
 ) -> Source:
     """An official checkpoint of a method with these parameters."""
     from inpbench.harness import params as parameters
-    from inpbench.harness.errors import UsageError
     from inpbench.harness.models import from_official
     from inpbench.harness.registry import METHODS
 

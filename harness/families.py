@@ -50,6 +50,11 @@ class Family:
         oracle = f", {ORACLE}" if self.protocol.get("selection") == "oracle" else ""
         return f"{self.protocol['dataset']}, {self.protocol['setting']}{source}{shots}{oracle}"
 
+    @property
+    def group_means(self) -> tuple[str, ...]:
+        """Names under which rows have the mean of a group of categories: one for each direction of cross_class."""
+        return tuple(_direction(name) for name in self.records[0].identity.get("groups", {}))
+
     def caption(self) -> list[str]:
         """The protocol in words, one statement a line."""
         protocol = self.protocol
@@ -95,7 +100,10 @@ class Row:
         return bool(self.first.identity["selection"] != "last")
 
     def values(self, metric: str, category: str | None = None) -> list[float]:
-        """A fraction for each seed; empty when any seed has none: a mean over fewer seeds would be another number."""
+        """A fraction for each seed; empty when any seed has none: a mean over fewer seeds would be another number.
+
+        category: a category, one of `Family.group_means`, or None for the mean over all categories.
+        """
         found = [_value(record, metric, category) for record in self.records]
         known = [value for value in found if value is not None]
         return known if len(known) == len(found) else []
@@ -119,8 +127,18 @@ class Row:
 def _value(record: Record, metric: str, category: str | None) -> float | None:
     if category is None:
         return record.mean(metric)
+    for name, members in record.identity.get("groups", {}).items():
+        if category == _direction(name):
+            found = [_value(record, metric, member) for member in members]
+            known = [value for value in found if value is not None]
+            return statistics.fmean(known) if len(known) == len(found) else None
     value = record.metrics["categories"].get(category, {}).get(metric)
     return None if value is None else float(value)
+
+
+def _direction(group: str) -> str:
+    """A group's mean by name; such a name is no category's."""
+    return f"mean: trained on {'textures' if group == 'objects' else 'objects'}, tested on {group}"
 
 
 def families(records: Iterable[Record]) -> list[Family]:

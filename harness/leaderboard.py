@@ -83,10 +83,10 @@ def _mean_table(family: Family, rows: Sequence[Row], metrics: Sequence[str], rep
 
 
 def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: bool) -> Table:
-    """Rows are categories and their mean, columns are methods; the best of each row is marked."""
+    """Rows are categories, the means of groups and of all, columns are methods; the best of each row is marked."""
     notes = Footnotes()
     names = names_of(rows)
-    categories: list[str | None] = [*family.protocol["categories"], None]
+    categories: list[str | None] = [*family.protocol["categories"], *family.group_means, None]
     comparisons = [[published.compare(row.first, [metric], c) if reported else None for c in categories] for row in rows]
     commons = [_common_reason(column) for column in comparisons]
     title = f"{METRICS[metric].title} by category: {family.title}"
@@ -255,7 +255,8 @@ def _list_missing(table: Table, family: Family, rows: Sequence[Row]) -> None:
         if record.status == "done":
             continue
         error = record.error or {}
-        reason = f"failed: {error.get('type')}: {error.get('message')}" if record.status == "failed" else "started, not finished"
+        words = {"failed": f"failed: {error.get('type')}: {error.get('message')}", "trained": "trained, not tested yet"}
+        reason = words.get(record.status, "started, not finished")
         table.missing.append({"name": record.label, "seed": record.identity["seed"], "reason": reason, "record": record.id})
     all_seeds = {seed for row in rows for seed in row.seeds}
     listed = {(item["name"], item["seed"]) for item in table.missing}

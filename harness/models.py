@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inpbench.harness import params as parameters
-from inpbench.harness.api import Context, MethodInfo
+from inpbench.harness.api import Context, MethodInfo, Preprocess
 from inpbench.harness.atomic import write_bytes
 from inpbench.harness.errors import PrerequisiteError, RecordError, UsageError, WeightsError, did_you_mean
+from inpbench.harness.marks import TOLD
 from inpbench.harness.records import Record, RecordStore
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.snapshots import FolderSnapshots
@@ -43,23 +44,60 @@ def shared_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path:
     return store.folder / "trained" / method / training_id(identity)[:12]
 
 
-def trained_file(store: RecordStore, identity: Mapping[str, Any], *, told_category: bool = False) -> tuple[Path, float] | None:
+def trained_file(store: RecordStore, identity: Mapping[str, Any]) -> tuple[Path, float] | None:
     """The kept model of the training behind a cell, and the seconds it took: the shared one, or that of the source's own record.
 
-    told_category: the shared one only; the model of a record knows the references of the categories that were tested there.
+    Not of a record whose method is told the category: that model also knows the references of the categories tested there.
     """
     shared = shared_folder(store, identity) / "all.safetensors"
     if shared.is_file():
         return shared, _fit_seconds(shared)
-    if told_category:
-        return None
     wanted = training_id(identity)
     same = {"method": identity["method"], "seed": identity["seed"], "setting": identity["source"]["setting"]}
     for record in store.all(status="done", **same):
         path = store.path_of(record.identity).with_suffix(".models") / "all.safetensors"
-        if record.identity["source"] is None and training_id(record.identity) == wanted and path.is_file():
+        if is_shared(record.identity) or TOLD in record.marks:
+            continue
+        if training_id(record.identity) == wanted and path.is_file():
             return path, float(record.cost.get("fit_s") or 0.0)
     return None
+
+
+def kept_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path | None:
+    """Where a cell finds models that were trained as its own would be; None where nothing is kept.
+
+    Its own record's, the shared ones, or those of a record that differs in scoring and metrics alone, which training never sees.
+    """
+    if is_shared(identity):
+        found = trained_file(store, identity)
+        return None if found is None else found[0].parent
+    wanted, alike = training_id(identity), ("dataset", "setting", "method", "seed", "shots")
+    candidates = [store.path_of(identity)]
+    candidates += [
+        store.path_of(record.identity)
+        for record in store.all(**{key: identity[key] for key in alike})
+        if not is_shared(record.identity) and training_id(record.identity) == wanted
+    ]
+    folders = (path.with_suffix(".models") for path in candidates)
+    return next((folder for folder in folders if any(folder.glob("*.safetensors"))), None)
+
+
+def kept_state(store: RecordStore, identity: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], float]:
+    """The tensors of a kept model by its name, and the seconds that its training took (0 where they are not known).
+
+    Raises `PrerequisiteError` where it is not kept, `WeightsError` for a broken file.
+    """
+    folder = kept_folder(store, identity)
+    path = None if folder is None else folder / f"{name}.safetensors"
+    if path is None or not path.is_file():
+        raise PrerequisiteError(f"The model '{name}' is not kept, and --phase test trains nothing.", "Leave --phase out.")
+    return read_model(path), _fit_seconds(path)
+
+
+def is_trained(store: RecordStore, identity: Mapping[str, Any]) -> bool:
+    """Whether a cell can be tested without training: a model of it is kept, or lies ready in its unfinished work."""
+    ready = store.path_of(identity).with_suffix(".work").glob("models/*/fitted.pt")
+    return any(True for _ in ready) or kept_folder(store, identity) is not None
 
 
 def _fit_seconds(path: Path) -> float:
@@ -73,15 +111,23 @@ def _fit_seconds(path: Path) -> float:
 
 
 def save_model(folder: Path, name: str, record_id: str, state: Mapping[str, Tensor], *, fit_s: float | None = None) -> None:
-    """Write one model atomically; a method that learns no tensors leaves no file. fit_s: seconds of training."""
+    """Write one model atomically, of no tensor at all where a method learned none. fit_s: seconds of training."""
     from safetensors.torch import save
 
-    if not state:
-        return
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     header = {"format": "pt", "record": record_id, "model": name} | ({} if fit_s is None else {"fit_s": repr(fit_s)})
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / f"{name}.safetensors", save(tensors, header))
+
+
+def model_for(identity: Mapping[str, Any], category: str | None) -> str | None:
+    """The name of the model that a record tested a category with; None where it has one for all, or does not know the category."""
+    if category is None or category not in identity["categories"]:
+        return None
+    if identity["setting"] == "single_class":
+        return category
+    groups = identity.get("groups", {})  # cross_class: the model of the other group
+    return next((name for name, members in groups.items() if category not in members), None)
 
 
 def load_model(store: RecordStore, record: Record, name: str | None) -> tuple[str, dict[str, Tensor]]:
@@ -115,6 +161,14 @@ def read_model(path: Path) -> dict[str, Tensor]:
         return dict(load(path.read_bytes()))
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be read: {error}.", "Run the cell again with --force.") from error
+
+
+def preprocess_of(record: Record) -> Preprocess:
+    """How a record's images became inputs of its method."""
+    info = METHODS.get(record.identity["method"])
+    preprocess = parameters.build(info.name, info.params, parameters.from_plain(record.identity["params"])).preprocess
+    assert isinstance(preprocess, Preprocess)
+    return preprocess
 
 
 def rebuild(record: Record, weights: Weights, device: torch.device, state: Mapping[str, Tensor], scratch: Path) -> Any:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from inpbench.harness import params as parameters
 from inpbench.harness.api import DatasetInfo, MethodInfo, Preprocess
-from inpbench.harness.errors import BenchError, UsageError, did_you_mean
+from inpbench.harness.errors import BenchError, PrerequisiteError, UsageError, did_you_mean
 from inpbench.harness.registry import DATASETS, METHODS
 from inpbench.harness.roots import locate
 from inpbench.harness.settings import Setting, get_setting
 from inpbench.harness.sources import in_words, source_of, stated_source
 from inpbench.harness.support import draw_of
+from inpbench.harness.weights import TO_DOWNLOAD
 
 if TYPE_CHECKING:
     from inpbench.harness.manifest import Manifest
@@ -52,6 +53,7 @@ class Request:
     engine: Literal["fast", "reference"] = "fast"
     variant: Variant = "exact"
     checkpoint: Path | None = None
+    phase: Literal["both", "train", "test"] = "both"  # train: keep the model, test nothing; test: train nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +142,8 @@ def _check(request: Request, setting: Setting) -> None:
         raise UsageError(
             "--checkpoint is one model of one method; this run has several.", "Type: --methods NAME --setting multi_class"
         )
+    if request.checkpoint is not None and request.phase == "train":
+        raise UsageError("--phase train has nothing to train: --checkpoint is a trained model.", "Type: --phase test")
     _check_setting(request, setting)
     owners = {*request.methods, *request.datasets, *([request.source] if request.source else [])}
     for owner in request.changes:
@@ -218,30 +222,55 @@ def _manifest(dataset: DatasetInfo, request: Request, *, as_source: bool = False
 
 def _decide(cell: Cell, request: Request, store: RecordStore, weights: WeightStore, scoring: Scoring, force: bool) -> Cell:
     """Give a cell its identity and its status."""
-    if cell.setting.refusal:
-        return replace(cell, status="impossible", reason=cell.setting.refusal)
-    if cell.setting.name not in cell.method.settings:
-        known = ", ".join(sorted(cell.method.settings))
-        return replace(cell, status="impossible", reason=f"{cell.method.name} supports {known}")
+    if reason := unsupported(cell.method, cell.setting):
+        return replace(cell, status="impossible", reason=reason)
     try:
         identity = identity_of(cell, request, weights, scoring)
     except BenchError as error:
         return replace(cell, status="impossible", reason=error.message, refusal=error)
     from inpbench.harness.records import identity_id
 
+    if TO_DOWNLOAD in identity["weights"].values():
+        return replace(cell, reason="its weights would be downloaded; whether it is done is known only then")
     cell = replace(cell, identity=identity, id=identity_id(identity))
     known_record = store.find(cell.id)
-    if known_record is None:
-        return cell
-    if known_record.status == "done" and not force:
-        return replace(cell, status="done", reason=f"record {cell.id[:12]}")
-    return replace(cell, reason=_history(known_record))
+    if known_record is not None and not force:
+        if known_record.status == "done":
+            return replace(cell, status="done", reason=f"record {cell.id[:12]}")
+        if known_record.status == "trained" and request.phase == "train":
+            return replace(cell, status="done", reason=f"trained, not tested yet: record {cell.id[:12]}")
+    if request.phase == "test" and request.checkpoint is None and (refusal := _untrained(cell, store)) is not None:
+        return replace(cell, status="impossible", reason=refusal.message, refusal=refusal)
+    return cell if known_record is None else replace(cell, reason=_history(known_record))
+
+
+def unsupported(method: MethodInfo, setting: Setting) -> str:
+    """Why a method cannot run in a setting, or an empty text."""
+    if setting.refusal:
+        return setting.refusal
+    if setting.name not in method.settings:
+        return f"{method.name} supports {', '.join(sorted(method.settings))}"
+    return ""
+
+
+def _untrained(cell: Cell, store: RecordStore) -> BenchError | None:
+    """Why `--phase test` cannot test a cell; None where its model is kept."""
+    from inpbench.harness.models import is_trained
+
+    if cell.setting.name in cell.method.untrained or is_trained(store, cell.identity):
+        return None
+    return PrerequisiteError(
+        f"--phase test trains nothing, and {store.folder} has no model of {cell.label}, {cell.dataset.name}, {setting_of(cell)}.",
+        "Type: the same command with --phase train, or without --phase; or give --checkpoint model.pth.",
+    )
 
 
 def _history(record: Record) -> str:
     if record.status == "failed":
         what = record.error["type"] if record.error else "an error"
         return f"failed before with {what}, tried again"
+    if record.status == "trained":
+        return "trained, not tested yet"
     if record.status == "started":
         return "was interrupted, goes on from its last snapshot"
     return "done before, run again (--force)"

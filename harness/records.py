@@ -30,7 +30,7 @@ SCHEMA = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """Schema n to the function that turns a document of schema n into one of schema n + 1."""
 
-STATUSES = ("started", "done", "failed")
+STATUSES = ("started", "trained", "done", "failed")
 _IDENTITY_TYPES: dict[str, tuple[type, ...]] = {
     "v": (int,),
     "method": (str,),
@@ -82,7 +82,7 @@ class Record:
     """
 
     id: str  # sha256 of the identity
-    status: str  # one of STATUSES; started: running, or interrupted
+    status: str  # one of STATUSES; started: running, or interrupted; trained: its model is kept, nothing is tested yet
     label: str  # the method's name in tables, with the parameters that differ from the default
     identity: dict[str, Any]  # everything that may legitimately change a number, in clear
     metrics: dict[str, Any] = field(default_factory=dict)  # fractions: mean, categories, counts, bounds, undefined; {} until done

@@ -29,7 +29,7 @@ from inpbench.harness.evaluation import CategoryResult, evaluate_category
 from inpbench.harness.kept_maps import MapKeeper, MapsOf
 from inpbench.harness.loading import prepare
 from inpbench.harness.marks import marks_of
-from inpbench.harness.models import save_model
+from inpbench.harness.models import kept_state, save_model
 from inpbench.harness.plan import Cell
 from inpbench.harness.records import Record, RecordStore, new_record
 from inpbench.harness.references import enter
@@ -38,7 +38,7 @@ from inpbench.harness.scratch import Scratch
 from inpbench.harness.snapshots import FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
 from inpbench.harness.stamp import make_stamp
-from inpbench.harness.training import Trained, decoded_for_training, shared_model, support_of, training_set
+from inpbench.harness.training import decoded_for_training, shared_model, support_of, training_set
 from inpbench.harness.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Options:
     pixel_cache: bool = True
     keep_models: bool = True
     save_maps: MapsOf | None = None  # keep maps and sheets beside the record
+    force: bool = False  # train again what is kept, a model that several cells share once in this process
+    renewed: set[str] = field(default_factory=set)  # the shared trainings that were
     dtype: torch.dtype = torch.float32
 
 
@@ -75,7 +77,7 @@ def run_cells(cells: Sequence[Cell], store: RecordStore, options: Options, progr
         if cell.status != "todo":
             continue
         record = run_cell(cell, store, options, progress(cell))
-        (tally.done if record.status == "done" else tally.failed).append(record)
+        (tally.failed if record.status == "failed" else tally.done).append(record)
     return tally
 
 
@@ -86,10 +88,20 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
         earlier = store.find(cell.id)
         kept = earlier is not None and earlier.status == "done"  # --force: the old numbers stand until there are new ones
         record = _started(cell)
+        work, phase = path.with_suffix(".work"), cell.request.phase if cell.request else "both"
+        if options.force and phase != "test" and earlier is not None and earlier.status == "trained":
+            shutil.rmtree(work, ignore_errors=True)
         if not kept:
             store.write(record)
         try:
-            _fill(record, cell, path.with_suffix(".work"), options, progress, store)
+            if phase == "train":
+                _train(record, cell, work, options, progress, store)
+                record.status, record.finished = "trained", _now()
+                if kept:  # the numbers of the earlier model are not this one's
+                    record.notes.append("trained again with --force --phase train: its earlier numbers are no longer here")
+                store.write(record)
+                return record
+            _fill(record, cell, work, options, progress, store)
             record.status, record.finished = "done", _now()
             store.write(record)
         except Exception as error:
@@ -97,7 +109,7 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
             if not kept:
                 store.write(record)
             return record
-        shutil.rmtree(path.with_suffix(".work"), ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return record
 
 
@@ -161,17 +173,8 @@ def seed_everything(seed: int) -> None:
 
 def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Progress, store: RecordStore) -> None:
     """Train and test every model of the cell, then complete the record."""
-    assert cell.manifest is not None and cell.request is not None
-    # Everything is decoded first: a strict run meets a broken test image before it trains, and a resumed one notes it again.
-    prepare(
-        cell.manifest,
-        cell.manifest.categories,
-        cell.params.preprocess,
-        options.scoring,
-        cache=options.pixel_cache,
-        progress=progress,
-        train=decoded_for_training(cell),
-    )
+    assert cell.manifest is not None
+    _decode(cell, options, progress)
     results: dict[str, CategoryResult] = {}
     cost = Cost()
     for name, unit in units_of(cell).items():
@@ -193,6 +196,44 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     record.cost = cost.as_dict(results.values())
     record.skipped = _skipped(cell)
     record.stamp = make_stamp(options.device, eval_batch=options.eval_batch)
+
+
+def _decode(cell: Cell, options: Options, progress: Progress) -> None:
+    """Everything first: a strict run meets a broken test image before it trains, and a resumed one notes it again."""
+    assert cell.manifest is not None
+    prepare(
+        cell.manifest,
+        cell.manifest.categories,
+        cell.params.preprocess,
+        options.scoring,
+        cache=options.pixel_cache,
+        progress=progress,
+        train=decoded_for_training(cell),
+    )
+
+
+def _train(record: Record, cell: Cell, work: Path, options: Options, progress: Progress, store: RecordStore) -> None:
+    """`--phase train`: every model of the cell, kept as a killed run would leave it; the record tells its cost and no number."""
+    _decode(cell, options, progress)
+    cost = Cost()
+    for unit in units_of(cell):
+        method, _, fit_s = _trained_method(cell, unit, work, options, progress, cost, store)
+        if options.keep_models and not is_shared(cell.identity):
+            save_model(work.with_suffix(".models"), unit, cell.id, method.state(), fit_s=fit_s)
+        enter(cell, units_of(cell)[unit].tested[0], method, options, progress)  # whose operations are counted
+        count_cost(method, cell.params.preprocess.crop, options, cost)
+        del method
+        _free(options)
+    record.cost = cost.as_dict(())
+    record.skipped = _skipped(cell)
+    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch)
+
+
+def _free(options: Options) -> None:
+    """The memory of a model that is no longer needed."""
+    gc.collect()
+    if options.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _means(results: dict[str, CategoryResult]) -> dict[str, float | None]:
@@ -226,6 +267,39 @@ def _build(cell: Cell, options: Options, progress: Progress, setting: str, snaps
     return resolve(cell.method.target)(cell.params, context)
 
 
+def _trained_method(
+    cell: Cell, unit: str, work: Path, options: Options, progress: Progress, cost: Cost, store: RecordStore
+) -> tuple[Any, FolderSnapshots, float]:
+    """One model of a cell, trained now, earlier or elsewhere; where it leaves its snapshots; the seconds of its training.
+
+    Raises `PrerequisiteError` where it would have to be trained, and `--phase test` forbids it.
+    """
+    assert cell.request is not None
+    testing = cell.request.phase == "test" and cell.request.checkpoint is None
+    snapshots = FolderSnapshots(work / "models" / unit, options.snapshot_every_s)
+    build = partial(_build, cell, options, progress)
+    # Before the method of this cell is built: a GPU need not hold both.
+    shared = shared_model(cell, store, options, progress, build) if is_shared(cell.identity) else None
+    method = build(cell.setting.name, snapshots)
+    fitted = snapshots.load_fitted() if shared is None else shared.state
+    fit_s = snapshots.earlier_s if shared is None else shared.fit_s
+    if fitted is None and testing and cell.setting.name not in cell.method.untrained:
+        fitted, fit_s = kept_state(store, cell.identity, unit)
+    if fitted is not None:
+        method.load_state(fitted)
+    elif cell.request.checkpoint is not None:
+        if not hasattr(method, "load_official"):
+            raise UsageError(f"{cell.method.name} has no official checkpoints.", "Leave --checkpoint out.")
+        method.load_official(options.weights.read_file(cell.request.checkpoint))
+        fit_s = 0.0  # whatever it was, it is not known
+    elif cell.setting.name not in cell.method.untrained:
+        method.fit(training_set(cell, units_of(cell)[unit].trained, options, progress))
+        fit_s = snapshots.elapsed_s()
+        snapshots.save_fitted(method.state())
+    cost.add_fit(fit_s)
+    return method, snapshots, fit_s
+
+
 def _run_unit(
     cell: Cell,
     name: str,
@@ -237,16 +311,11 @@ def _run_unit(
     store: RecordStore,
 ) -> dict[str, CategoryResult]:
     """One model: build, fit (or take up where it was), test the categories that have no result yet."""
-    snapshots = FolderSnapshots(work / "models" / name, options.snapshot_every_s)
-    unit = units_of(cell)[name]
-    build = partial(_build, cell, options, progress)
-    # Before the method of this cell is built: a GPU need not hold both.
-    shared = shared_model(cell, store, options, progress, build) if is_shared(cell.identity) else None
-    method = build(cell.setting.name, snapshots)
-    _teach(cell, method, unit, snapshots, shared, options, progress, cost)
+    method, snapshots, fit_s = _trained_method(cell, name, work, options, progress, cost, store)
+    tested = units_of(cell)[name].tested
     results = {}
-    for index, category in enumerate(unit.tested):
-        progress(index, len(unit.tested), f"testing {category}")
+    for index, category in enumerate(tested):
+        progress(index, len(tested), f"testing {category}")
         if category in finished:
             if options.keep_models and cell.method.told_category:  # the kept model knows all of them
                 enter(cell, category, method, options, progress)
@@ -257,39 +326,11 @@ def _run_unit(
             results[category] = evaluate_category(cell, category, method, options, cost, maps)
         results[category].enter_s = enter_s
         results[category].write(work / "tested", category)
-    progress(len(unit.tested), len(unit.tested), "tested")
-    if options.keep_models and (shared is None or cell.method.told_category):
-        save_model(work.with_suffix(".models"), name, cell.id, method.state())
+    progress(len(tested), len(tested), "tested")
+    if options.keep_models and (cell.method.told_category or not is_shared(cell.identity)):
+        save_model(work.with_suffix(".models"), name, cell.id, method.state(), fit_s=fit_s)
     count_cost(method, cell.params.preprocess.crop, options, cost)
     snapshots.clear()
     del method
-    gc.collect()
-    if options.device.type == "cuda":
-        torch.cuda.empty_cache()
+    _free(options)
     return results
-
-
-def _teach(
-    cell: Cell,
-    method: Any,
-    unit: Unit,
-    snapshots: FolderSnapshots,
-    shared: Trained | None,
-    options: Options,
-    progress: Progress,
-    cost: Cost,
-) -> None:
-    """Make a built method a trained one: from a shared model, a killed run, a checkpoint, or by training it now."""
-    assert cell.request is not None
-    fitted = snapshots.load_fitted() if shared is None else shared.state
-    if fitted is not None:
-        method.load_state(fitted)
-    elif cell.request.checkpoint is not None:
-        if not hasattr(method, "load_official"):
-            raise UsageError(f"{cell.method.name} has no official checkpoints.", "Leave --checkpoint out.")
-        method.load_official(options.weights.read_file(cell.request.checkpoint))
-    elif cell.setting.name not in cell.method.untrained:
-        method.fit(training_set(cell, unit.trained, options, progress))
-        snapshots.save_fitted(method.state())
-    earlier_s = snapshots.earlier_s if shared is None else shared.fit_s
-    cost.add_fit(snapshots.elapsed_s() if fitted is None else earlier_s)

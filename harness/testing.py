@@ -4,7 +4,8 @@
         check()                       # raises AssertionError with the reason
 
 Methods are built with their cheapest preset (`smoke`, else the defaults), the built-in encoder where they take one, and a few
-images of stripes held in memory; a check takes seconds on one core. `bench doctor NAME` and pytest run the same checks.
+images of stripes held in memory, in multi_class or the first setting they have; a method that is told the category enters one. A
+check takes seconds on one core. `bench doctor NAME` and pytest run the same checks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from inpbench.harness import params as parameters
 from inpbench.harness.api import Context, MethodInfo, Sample, WeightSpec
 from inpbench.harness.registry import METHODS, resolve
-from inpbench.harness.settings import SETTINGS
+from inpbench.harness.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
     import torch
@@ -80,16 +81,26 @@ class StoppedError(Exception):
 
 @dataclass
 class Stripes:
-    """A training set in memory: oblique stripes with a little noise, two categories. Implements `harness.api.TrainingSet`."""
+    """A training set in memory: oblique stripes with a little noise, two categories. Implements `harness.api.TrainingSet`.
+
+    anomalies: every fifth image has a spot and label 1. numbers: which images, where they are not the first `count`.
+    """
 
     size: tuple[int, int]
     count: int
     dtype: torch.dtype
     samples: Sequence[Sample] = field(default_factory=list)
-    categories: Sequence[str] = ("fine", "coarse")
+    categories: Sequence[str] = ("fine", "coarse")  # even and odd numbers
+    anomalies: bool = False
+    numbers: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        self.samples = [Sample(f"{i:03d}.png", self.categories[i % 2], "train", 0) for i in range(self.count)]
+        self.numbers = self.numbers or range(self.count)
+        self.samples = [Sample(f"{i:03d}.png", self.categories[i % 2], "train", self._label(i)) for i in self.numbers]
+        self.categories = [category for category in self.categories if any(s.category == category for s in self.samples)]
+
+    def _label(self, number: int) -> int:
+        return int(self.anomalies and number % 5 == 4)
 
     def __len__(self) -> int:
         return self.count
@@ -113,19 +124,31 @@ class Stripes:
         """Images (B, 3, H, W)."""
         import torch
 
-        return torch.stack([self.image(int(index)) for index in indices])
+        return torch.stack([self._of(index) for index in indices])
+
+    def _of(self, index: int) -> Tensor:
+        number = int(self.numbers[index])
+        return self.image(number, spot=self._label(number) == 1)
 
     def masks(self, indices: Sequence[int]) -> Tensor:
-        """No anomaly anywhere: (B, H, W), all False."""
+        """The spots of anomalous images: (B, H, W) bool."""
         import torch
 
-        return torch.zeros(len(indices), *self.size, dtype=torch.bool)
+        height, width = self.size
+        masks = torch.zeros(len(indices), height, width, dtype=torch.bool)
+        spotted = torch.tensor([self.samples[int(index)].label == 1 for index in indices], dtype=torch.bool)
+        masks[spotted, height // 3 : height // 2, width // 3 : width // 2] = True
+        return masks
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """The images as bytes: (B, 3, h, w) uint8; nothing is cropped here, so at the same size."""
         import torch
 
-        return torch.stack([self.image(int(index)) for index in indices]).mul(32).add(128).clamp(0, 255).to(torch.uint8)
+        return self.batch(indices).mul(32).add(128).clamp(0, 255).to(torch.uint8)
+
+
+def _shots(setting: Setting) -> int:
+    return setting.shots[0] if setting.shots else 0
 
 
 class Bench:
@@ -134,36 +157,60 @@ class Bench:
     def __init__(self, info: MethodInfo) -> None:
         encoder = {"encoder": "builtin"} if "encoder" in parameters.field_types(info.params) else {}
         self.info = info
+        usable = [name for name in SETTINGS if name in info.settings]
+        self.setting = SETTINGS["multi_class" if "multi_class" in usable or not usable else usable[0]]
         self.params = parameters.build(info.name, info.params, info.presets.get("smoke", {}), encoder)
 
-    def make(self, *, seed: int = 1, snapshots: MemorySnapshots | None = None) -> Any:
+    def make(self, *, seed: int = 1, snapshots: MemorySnapshots | None = None, setting: Setting | None = None) -> Any:
         """A fresh, untrained method."""
         import torch
 
         from inpbench.harness.runner import seed_everything
 
+        setting = setting or self.setting
         seed_everything(seed)
         context = Context(
             device=torch.device("cpu"),
             dtype=torch.float32,
             seed=seed,
-            setting="multi_class",
+            setting=setting.name,
             weights=NoWeights(),
             snapshots=snapshots or MemorySnapshots(),
             progress=lambda done, total, text="", **numbers: None,
+            shots=_shots(setting),
         )
         return resolve(self.info.target)(self.params, context)
 
-    def train_set(self) -> Stripes:
-        """Twenty images: more than one batch of the presets' sizes, with a remainder."""
+    def train_set(self, setting: Setting | None = None) -> Stripes:
+        """Twenty images: more than one batch of the presets' sizes, with a remainder; four anomalous ones in generalist.
+
+        In few_shot k images of each category.
+        """
         import torch
 
-        return Stripes(self.params.preprocess.crop, 20, torch.float32)
+        setting = setting or self.setting
+        count = 2 * _shots(setting) if setting.shots and not setting.anomalies else 20
+        return Stripes(self.params.preprocess.crop, count, torch.float32, anomalies=setting.anomalies)
 
-    def fitted(self, **options: Any) -> Any:
-        """A method after `fit`."""
-        method = self.make(**options)
-        method.fit(self.train_set())
+    def references(self, category: str, setting: Setting | None = None) -> Stripes | None:
+        """Normal images of one category, as the setting allows."""
+        import torch
+
+        setting = setting or self.setting
+        if setting.source and not setting.shots:
+            return None
+        first, count = Stripes.categories.index(category), _shots(setting) or 5
+        numbers = range(first, first + 2 * count, 2)
+        return Stripes(self.params.preprocess.crop, count, torch.float32, numbers=numbers)
+
+    def fitted(self, *, setting: Setting | None = None, **options: Any) -> Any:
+        """A method after `fit` (where it learns), told the first category where it wants to know it."""
+        setting = setting or self.setting
+        method = self.make(setting=setting, **options)
+        if setting.name not in self.info.untrained:
+            method.fit(self.train_set(setting))
+        if self.info.told_category:
+            method.enter(Stripes.categories[0], self.references(Stripes.categories[0], setting))
         return method
 
     def images(self, count: int = 4) -> Tensor:
@@ -180,8 +227,12 @@ def check_info(bench: Bench) -> None:
     assert dataclasses.is_dataclass(info.params), "params is not a dataclass"
     assert info.params.__dataclass_params__.frozen, "params is not frozen"  # type: ignore[attr-defined]
     json.dumps(parameters.plain(info.params()))
-    unknown = info.settings - set(SETTINGS)
+    unknown = (info.settings | info.untrained) - set(SETTINGS)
     assert not unknown, f"unknown settings: {sorted(unknown)}"
+    assert info.settings, "it supports no setting"
+    assert info.untrained <= info.settings, f"untrained in settings that it has not: {sorted(info.untrained - info.settings)}"
+    prompted = [name for name in info.settings if SETTINGS[name].anomalies]
+    assert info.told_category or not prompted, f"{prompted} shows normal images through `enter`: told_category must be True"
     assert info.presets.get("paper") == {}, "the preset `paper` must be the defaults: {}"
     for name, preset in info.presets.items():
         assert hasattr(parameters.build(info.name, info.params, preset), "preprocess"), f"preset {name}: params have no preprocess"
@@ -227,8 +278,12 @@ def check_state(bench: Bench) -> None:
     import torch
 
     method = bench.fitted()
-    copy = bench.make(seed=9)
+    # Random weights in the place of a file are a function of the seed, and no part of the state.
+    drawn = any(spec.source == "file" for spec in bench.info.weights(bench.params))
+    copy = bench.make(seed=1 if drawn else 9)
     copy.load_state({key: value.clone() for key, value in method.state().items()})
+    if bench.info.told_category:
+        copy.enter(Stripes.categories[0], None)  # what it was shown is a part of its state
     first, second = method.predict(bench.images()).amap, copy.predict(bench.images()).amap
     assert torch.equal(first, second), "maps differ after a state round trip"
 
@@ -259,14 +314,90 @@ def check_purity(bench: Bench) -> None:
     assert torch.equal(first, method.predict(images).amap), "a second predict() gives other maps"
 
 
+def check_category(bench: Bench) -> None:
+    """`enter` and `told_category` go together; categories do not mix, and what was seen of one is kept."""
+    import torch
+
+    target = resolve(bench.info.target)
+    assert hasattr(target, "enter") == bench.info.told_category, "`enter` and MethodInfo.told_category do not agree"
+    if not bench.info.told_category:
+        return
+    method, (one, other), images = bench.fitted(), Stripes.categories, bench.images()
+    first = method.predict(images).amap.clone()
+    method.enter(other, bench.references(other))
+    method.predict(images)
+    method.enter(one, None)
+    again = method.predict(images).amap
+    assert torch.equal(first, again), f"maps of '{one}' differ after '{other}' was entered and left"
+
+
+def check_settings(bench: Bench) -> None:
+    """Every declared setting runs, and every other one is refused with a reason."""
+    import torch
+
+    from inpbench.harness.plan import unsupported
+
+    for setting in SETTINGS.values():
+        if setting.name not in bench.info.settings:
+            assert unsupported(bench.info, setting), f"{setting.name} is not declared, and not refused"
+            continue
+        prediction = bench.fitted(setting=setting).predict(bench.images(2))
+        assert torch.isfinite(prediction.amap).all(), f"{setting.name}: amap has NaN or infinite values"
+
+
+def check_trace(bench: Bench) -> None:
+    """Training and predicting leave torch as it was: gradients, default dtype and device, precision, determinism, threads."""
+    before = _torch_state()
+    method = bench.fitted()
+    assert _torch_state() == before, f"fit() leaves a trace: {_differences(before, _torch_state())}"
+    method.predict(bench.images(2))
+    assert _torch_state() == before, f"predict() leaves a trace: {_differences(before, _torch_state())}"
+
+
+def _torch_state() -> dict[str, Any]:
+    """What a method could leave changed for the next one."""
+    import torch
+
+    return {
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn": (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.backends.cudnn.enabled),
+        "threads": torch.get_num_threads(),
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "autocast": torch.is_autocast_enabled(),
+    }
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
+
+
+def check_selection(bench: Bench) -> None:
+    """`params.selection` is `last` or `oracle`; the defaults look at no test label, and an oracle has `consult`."""
+    for name, preset in bench.info.presets.items():
+        params = parameters.build(bench.info.name, bench.info.params, preset)
+        selection = getattr(params, "selection", "last")
+        assert selection in ("last", "oracle"), f"preset {name}: selection is {selection!r}, expected last or oracle"
+        assert selection == "last" or hasattr(resolve(bench.info.target), "consult"), f"preset {name}: an oracle without `consult`"
+        assert selection == "last" or name != "paper", "the defaults are tuned on test labels"
+
+
 CHECKS: tuple[Callable[[Bench], None], ...] = (
     check_info,
+    check_trace,  # before the other checks leave the trace themselves
     check_shapes,
     check_batch_invariance,
     check_seed,
     check_state,
     check_resume,
     check_purity,
+    check_category,
+    check_settings,
+    check_selection,
 )
 
 

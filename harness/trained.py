@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from inpbench.harness import params as parameters
 from inpbench.harness.api import Method, Preprocess
 from inpbench.harness.errors import NothingError, PrerequisiteError, UsageError, did_you_mean
-from inpbench.harness.models import from_official, load_model, rebuild
+from inpbench.harness.models import from_official, load_model, model_for, preprocess_of, rebuild
 from inpbench.harness.registry import METHODS
 from inpbench.harness.scoring import DEFAULT_SCORING, Scoring
 from inpbench.harness.weights import WeightStore
@@ -39,6 +39,7 @@ class Trained:
     facts: dict[str, Any]  # of the model, for scores.json
     scores: NDArray[np.float64] | None = None
     labels: NDArray[np.int8] | None = None
+    category: str | None = None  # that the method was told
 
 
 def from_record(
@@ -49,14 +50,17 @@ def from_record(
     device: torch.device,
     model: str | None,
     category: str | None,
+    normal: Path | None = None,
 ) -> Trained:
-    """model: which of several models (single_class). category: take the scores of this category only.
+    """model: which of several models (single_class, cross_class). category: take its model and its scores only, and tell it to a
+    method that is told the category; such a method takes the images of `normal` for references, and has no known scores then.
 
-    Raises `NothingError` for an unknown record and what `load_model`, `rebuild` and `read_samples` raise.
+    Raises `NothingError` for an unknown record and what `load_model`, `rebuild`, `enter_named` and `read_samples` raise.
     """
     import numpy as np
 
     from inpbench.harness.predictor import scoring_of
+    from inpbench.harness.references import enter_named
 
     record = store.find(record_id)
     if record is None:
@@ -67,36 +71,53 @@ def from_record(
             f"Record {record.id12} tested an official checkpoint, which holds the encoder.",
             f"Type: bench predict --checkpoint model.pth --methods {record.identity['method']} --images PATH --out DIR",
         )
-    name, state = load_model(store, record, model)
+    name, state = load_model(store, record, model or model_for(record.identity, category))
     # Random encoder weights are made again from the record's seed; others are looked for as usual.
     weight_store = WeightStore(weights or ("random" if "random" in encoders else None), download=download)
     with tempfile.TemporaryDirectory() as scratch:
         method = rebuild(record, weight_store, device, state, Path(scratch))
-    samples = store.read_samples(record)
+    samples = store.read_samples(record) if record.status != "trained" else {}  # of `--phase train`: nothing is scored yet
     chosen = category or (name if name in samples else None)  # a model of single_class has its category's name
-    if chosen is not None and chosen not in samples:
+    info, preprocess = METHODS.get(record.identity["method"]), preprocess_of(record)
+    known = [chosen] if chosen in samples else record.identity["categories"]
+    entered = enter_named(info, method, chosen, normal, preprocess, device, known)
+    if entered is not None:
+        chosen, samples = entered, {entered: samples[entered]} if entered in samples and normal is None else {}
+    elif chosen is not None and chosen not in samples:
         raise UsageError(
             f"Record {record.id12} has no category '{chosen}'. {did_you_mean(chosen, samples)}", "Leave --category out."
         )
-    tables = list(samples.values()) if chosen is None else [samples[chosen]]
+    tables = [table for each, table in samples.items() if chosen in (None, each)]
+    scores = np.concatenate([table["score"] for table in tables]) if tables else None
+    labels = np.concatenate([table["label"] for table in tables]) if tables else None
     return Trained(
         method,
-        _preprocess(record.identity["method"], parameters.from_plain(record.identity["params"])),
+        preprocess,
         scoring_of(record.identity["scoring"]),
         f"{record.label} of record {record.id12}, model {name}",
-        {"record": record.id, "label": record.label, "model": name, "marks": record.marks},
-        np.concatenate([table["score"] for table in tables]),
-        np.concatenate([table["label"] for table in tables]),
+        {"record": record.id, "label": record.label, "model": name, "marks": record.marks} | _said(entered, normal),
+        scores,
+        labels,
+        entered,
     )
 
 
 def from_checkpoint(
-    checkpoint: Path, name: str, preset: str, encoder: str | None, changes: Mapping[str, str], device: torch.device
+    checkpoint: Path,
+    name: str,
+    preset: str,
+    encoder: str | None,
+    changes: Mapping[str, str],
+    device: torch.device,
+    category: str | None = None,
+    normal: Path | None = None,
 ) -> Trained:
-    """An official `model.pth`, encoder included.
+    """An official `model.pth`, encoder included. category, normal: as for `from_record`.
 
     Raises `UsageError` where the method has no such format, `WeightsError` for a file that is broken or does not fit.
     """
+    from inpbench.harness.references import enter_named
+
     info = METHODS.get(name)
     if preset not in info.presets:
         raise UsageError(f"{name} has no preset '{preset}'. {did_you_mean(preset, info.presets)}", "Type: bench list methods")
@@ -105,11 +126,14 @@ def from_checkpoint(
     store = WeightStore(None)
     hint = "Type: bench predict RECORD --images PATH --out DIR"
     method = from_official(info, params, device, lambda: store.read_file(checkpoint), hint)
+    entered = enter_named(info, method, category, normal, params.preprocess, device)
     facts = {"checkpoint": store.hash_file(checkpoint), "method": name, "params": parameters.plain(params)}
-    return Trained(method, params.preprocess, DEFAULT_SCORING, f"{name} of {checkpoint.name}", facts)
+    facts |= _said(entered, normal)
+    return Trained(method, params.preprocess, DEFAULT_SCORING, f"{name} of {checkpoint.name}", facts, category=entered)
 
 
-def _preprocess(method: str, values: Mapping[str, Any]) -> Preprocess:
-    preprocess = parameters.build(method, METHODS.get(method).params, values).preprocess
-    assert isinstance(preprocess, Preprocess)
-    return preprocess
+def _said(category: str | None, normal: Path | None) -> dict[str, Any]:
+    """What a method was told, for scores.json."""
+    if category is None:
+        return {}
+    return {"category": category, "references": "those of the model" if normal is None else str(normal)}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inpbench.harness.api import Progress, Sample, TrainingSet
 from inpbench.harness.claims import claim
-from inpbench.harness.errors import DataError, WeightsError
+from inpbench.harness.errors import DataError, PrerequisiteError, WeightsError
 from inpbench.harness.loading import TrainingImages
 from inpbench.harness.models import read_model, save_model, shared_folder, trained_file
 from inpbench.harness.snapshots import FolderSnapshots
@@ -104,10 +104,12 @@ def support_of(cell: Cell) -> list[Sample] | None:
 def decoded_for_training(cell: Cell) -> Sequence[Sample] | None:
     """The training images of the tested set that a cell decodes beforehand, to train on or as references.
 
-    Its support where it has one, none where it learned from another set, else (None) all of them.
+    Its support where it has one, none where it learned from another set or from a checkpoint, else (None) all of them.
     """
+    assert cell.request is not None
     support = support_of(cell)
-    return () if support is None and cell.setting.source else support
+    unread = cell.request.checkpoint is not None and not cell.method.told_category
+    return () if support is None and (cell.setting.source or unread) else support
 
 
 def images_of(
@@ -173,15 +175,24 @@ Build = Callable[[str, FolderSnapshots], Any]
 
 def shared_model(cell: Cell, store: RecordStore, options: Options, progress: Progress, build: Build) -> Trained:
     """The model of the training behind a cell: taken from where it was kept, or trained now, in the setting of its source."""
-    folder = shared_folder(store, cell.identity)
+    assert cell.request is not None
+    folder, training = shared_folder(store, cell.identity), training_id(cell.identity)
     with claim(folder.with_suffix(".lock"), wait=True):  # another process may be training it: its model is ours
-        found = trained_file(store, cell.identity, told_category=cell.method.told_category)
+        found = trained_file(store, cell.identity)
+        if found is not None and options.force and cell.request.phase != "test" and training not in options.renewed:
+            log.warning("--force: the model of the training %s, which other records may share, is trained again.", training[:12])
+            found = None
+        options.renewed.add(training)
         if found is not None:
             path, fit_s = found
             try:
                 return Trained(read_model(path), fit_s)
             except WeightsError as error:
+                if cell.request.phase == "test":
+                    raise
                 log.warning("%s The model is trained again.", error.message)
+        if cell.request.phase == "test":
+            raise PrerequisiteError("The shared model is not kept, and --phase test trains nothing.", "Leave --phase out.")
         snapshots = FolderSnapshots(folder, options.snapshot_every_s)
         method = build(cell.identity["source"]["setting"], snapshots)
         state = snapshots.load_fitted()
@@ -191,6 +202,6 @@ def shared_model(cell: Cell, store: RecordStore, options: Options, progress: Pro
             snapshots.save_fitted(state)
         else:
             fit_s = snapshots.earlier_s
-        save_model(folder, "all", training_id(cell.identity), state, fit_s=fit_s)
+        save_model(folder, "all", training, state, fit_s=fit_s)
         snapshots.clear()
     return Trained({key: value.detach().cpu() for key, value in state.items()}, fit_s)

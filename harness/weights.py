@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER_VARIABLE = "INPBENCH_WEIGHTS"
 RANDOM = "random"
+TO_DOWNLOAD = "to be downloaded"  # stands for the hash in a dry run, which fetches nothing
 # Where published checkpoints keep the network: MAE, DeiT, BEiT, D-iGPT use `model`, MoCo and iBOT `state_dict`.
 _CONTAINERS = ("model", "state_dict", "teacher")
 
@@ -43,15 +44,20 @@ def file_sha256(path: Path) -> str:
     return _hashes[key]
 
 
+class WouldDownloadError(WeightsError):
+    """A file that a dry run would have to fetch."""
+
+
 class WeightStore:
     """The bench's implementation of `api.Weights`.
 
-    choice: a file, a folder, `random`, or None; download: whether timm's hub may be asked.
+    choice: a file, a folder, `random`, or None; download: whether timm's hub may be asked; dry: nothing is fetched, only planned.
     """
 
-    def __init__(self, choice: str | None = None, *, download: bool = False) -> None:
+    def __init__(self, choice: str | None = None, *, download: bool = False, dry: bool = False) -> None:
         self.choice = choice
         self.download = download
+        self.dry = dry
 
     def identity(self, spec: WeightSpec) -> str:
         """What goes into a record: `sha256:...`, `random` or `builtin:vN`; no torch is imported. Raises `WeightsError`."""
@@ -59,7 +65,10 @@ class WeightStore:
             return f"builtin:v{spec.version}"
         if self.choice == RANDOM:
             return RANDOM
-        return f"sha256:{file_sha256(self.find(spec))}"
+        try:
+            return f"sha256:{file_sha256(self.find(spec))}"
+        except WouldDownloadError:
+            return TO_DOWNLOAD
 
     def find(self, spec: WeightSpec) -> Path:
         """The file of a spec, the first of the places that has it; raises `WeightsError` naming them all."""
@@ -69,7 +78,7 @@ class WeightStore:
                 return place
             looked.append(str(place))
         if self.download and spec.timm:
-            return _download(spec)
+            return _download(spec, self.dry)
         folder = os.environ.get(FOLDER_VARIABLE)
         if not folder:
             looked.append(f"${FOLDER_VARIABLE}/{spec.file} (not set)")
@@ -125,10 +134,15 @@ def _existing(path: str | Path) -> Path:
     return found
 
 
-def _download(spec: WeightSpec) -> Path:
-    """The file of a timm model from its hub, in the hub's own cache (a cached file needs no network)."""
-    from huggingface_hub import hf_hub_download
+def _download(spec: WeightSpec, dry: bool) -> Path:
+    """The file of a timm model from its hub, in the hub's own cache (a cached file needs no network); dry: from there alone."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    if dry:
+        cached = try_to_load_from_cache(f"timm/{spec.timm}", "model.safetensors")
+        if isinstance(cached, str):
+            return Path(cached)
+        raise WouldDownloadError(f"The weights of {spec.name} would be downloaded from timm's hub ({spec.timm}).")
     try:
         return Path(hf_hub_download(repo_id=f"timm/{spec.timm}", filename="model.safetensors"))
     except Exception as error:  # network, proxy, disk, rights: whatever it is, the user must read it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,70 @@ class Vandal(Good):
         return Prediction(amap)
 
 
+class Careless(Good):
+    def fit(self, train: Any) -> None:
+        super().fit(train)
+        torch.autograd.set_detect_anomaly(True)
+
+
+class Partial(Good):
+    def predict(self, images: torch.Tensor) -> Prediction:
+        amap = super().predict(images).amap
+        return Prediction(amap / (0.0 if self.setting == "single_class" else 1.0))
+
+    def __init__(self, params: Any, ctx: Any) -> None:
+        super().__init__(params, ctx)
+        self.setting = ctx.setting
+
+
+class Told(Good):
+    """Distance from the mean of the category's references."""
+
+    def __init__(self, params: Any, ctx: Any) -> None:
+        super().__init__(params, ctx)
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def enter(self, category: str, references: Any) -> None:
+        if references is not None:
+            self.kept[category] = references.batch(range(len(references))).mean(0)
+        self.mean = self.kept[category]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(self.kept)
+
+    def load_state(self, state: Any) -> None:
+        self.kept = dict(state)
+
+
+class Mixing(Told):
+    """Takes the last references for whatever comes next."""
+
+    def enter(self, category: str, references: Any) -> None:
+        super().enter("any", references)
+
+
+@pytest.fixture
+def undone() -> Iterator[None]:
+    yield
+    METHODS._added.clear()
+    torch.autograd.set_detect_anomaly(False)
+
+
+def failed_checks(kind: type, monkeypatch: pytest.MonkeyPatch, **facts: Any) -> list[str]:
+    """The checks that a method of this class fails."""
+    monkeypatch.setattr(testing, "resolve", lambda target: kind)
+    facts = {"settings": frozenset({"multi_class", "single_class"})} | facts
+    METHODS.add(MethodInfo(name="local", version=1, title="t", target="x:y", params=Params, **facts))
+    failed = []
+    for check in testing.checks("local"):
+        try:
+            check()
+        except AssertionError:
+            failed.append(check.name)
+    return failed
+
+
+@pytest.mark.usefixtures("undone")
 @pytest.mark.parametrize(
     ("kind", "caught"),
     [
@@ -88,18 +153,39 @@ class Vandal(Good):
         (Unseeded, "seed"),
         (Forgetful, "state"),
         (Vandal, "purity"),
+        (Careless, "trace"),
+        (Partial, "settings"),
+        (Told, "category"),  # it does not say so
     ],
 )
 def test_kit_names_what_is_broken(kind: type, caught: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "resolve", lambda target: kind)
-    METHODS.add(MethodInfo(name="local", version=1, title="t", target="x:y", params=Params, settings=frozenset({"multi_class"})))
-    failed = []
-    try:
-        for check in testing.checks("local"):
-            try:
-                check()
-            except AssertionError:
-                failed.append(check.name)
-    finally:
-        METHODS._added.clear()
+    failed = failed_checks(kind, monkeypatch)
     assert (caught in failed) if caught else not failed
+
+
+@pytest.mark.usefixtures("undone")
+@pytest.mark.parametrize(("kind", "caught"), [(Told, None), (Mixing, "category"), (Good, "category")])
+def test_kit_enters_categories(kind: type, caught: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = frozenset({"multi_class", "few_shot", "generalist", "cross_class"})
+    try:
+        failed = failed_checks(kind, monkeypatch, told_category=True, settings=settings, untrained=frozenset({"few_shot"}))
+    except AttributeError:
+        assert kind is Good, "it says that it is told the category, and has no `enter`"
+        return
+    assert (caught in failed) if caught else not failed
+
+
+@pytest.mark.usefixtures("undone")
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"settings": frozenset({"generalist"})}, "told_category must be True"),
+        ({"untrained": frozenset({"zero_shot"})}, "untrained in settings that it has not"),
+        ({"settings": frozenset()}, "no setting"),
+    ],
+)
+def test_kit_reads_the_info(facts: dict[str, Any], why: str) -> None:
+    described = {"settings": frozenset({"multi_class"})} | facts
+    METHODS.add(MethodInfo(name="local", version=1, title="t", target="x:y", params=Params, **described))
+    with pytest.raises(AssertionError, match=why):
+        testing.checks("local")[0]()

@@ -40,7 +40,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(results: Path, *arguments: object, method: str = "told") -> list[dict[str, Any]]:
     """`bench run`; gives the records of that method in the results folder."""
-    outcome = bench("run", "-m", method, *arguments, *SET, "--results", results)
+    drawn = SET if any("synthetic" in str(argument) for argument in arguments) else []
+    outcome = bench("run", "-m", method, *arguments, *drawn, "--results", results)
     assert outcome.code == 0, outcome.err + outcome.out
     return [r for r in records(results) if r["identity"]["method"] == method]
 
@@ -220,7 +221,57 @@ def test_cross_class_trains_on_objects_and_tests_on_textures_and_back(results: P
     assert sorted(path.stem for path in folder.iterdir()) == ["objects", "textures"]
 
 
-@pytest.mark.parametrize("method", ["raw_pixel", "inp_former", "dinomaly"])
+def test_cross_class_tables_have_the_mean_of_each_direction(results: Path) -> None:
+    drawn = ["--set", "synthetic.categories=weave,tile,nut"]
+    assert bench("run", "-m", "told", "-d", "synthetic", "-s", "cross_class", *SET, *drawn, "--results", results).code == 0
+    command = ["leaderboard", "--results", results, "--by", "category", "--metrics", "p_auroc"]
+    (table,) = bench(*command, "--json").json()
+    values = {row["category"]: row["value"] for row in table["rows"]}
+    assert values["mean: trained on objects, tested on textures"] == pytest.approx((values["weave"] + values["tile"]) / 2)
+    assert values["mean: trained on textures, tested on objects"] == values["nut"]
+    assert values["mean"] == pytest.approx((values["weave"] + values["tile"] + values["nut"]) / 3)
+    assert list(values) == ["weave", "tile", "nut", *[key for key in values if ":" in key], "mean"]
+    assert "mean: trained on objects, tested on textures" in bench(*command).out
+
+
+def test_a_killed_cross_class_trains_only_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calm = run(tmp_path / "calm", "-d", "synthetic", "-s", "cross_class")[0]
+    original = told.Told.fit
+
+    def fit(self: told.Told, train: Any) -> None:
+        if list(train.categories) == ["weave"]:
+            raise KeyboardInterrupt
+        original(self, train)
+
+    command = ["run", "-m", "told", "-d", "synthetic", "-s", "cross_class", *SET, "--results", tmp_path / "killed"]
+    with monkeypatch.context() as patch:
+        patch.setattr(told.Told, "fit", fit)
+        assert bench(*command).code == 130
+    told.CALLS.clear()
+    killed = run(tmp_path / "killed", "-d", "synthetic", "-s", "cross_class")[0]
+    assert [call[3] for call in calls("fit")] == [("weave",)]
+    assert killed["metrics"] == calm["metrics"] and killed["samples"] == calm["samples"]
+
+
+def test_check_compares_every_new_protocol(results: Path, target: Path, tmp_path: Path) -> None:
+    run(results, "-d", "synthetic", "-s", "cross_class")
+    run(results, "-d", "synthetic", "--set", "told.oracle=true")
+    run(results, "-d", "folder", "--data-root", target, "-s", "generalist", "--source", "synthetic", "--shots", "2")
+    run(results, "-d", "folder", "--data-root", target, "-s", "zero_shot", method="free")
+    common = ["check", "--results", results, "--baselines", tmp_path / "baselines"]
+    assert bench(*common, "--update", "--reason", "first").code == 0
+    found = bench(*common, "--json").json()
+    cells = {finding["cell"] for finding in found["findings"]}
+    assert found["exit_code"] == 0 and found["counts"]["ok"] == found["compared"] > 0
+    assert cells == {
+        "told, synthetic, cross_class, seed 1",
+        "told(oracle=True), synthetic, multi_class, seed 1",
+        "told, folder, generalist from synthetic, 2 shots, seed 1",
+        "free, folder, zero_shot, seed 1",
+    }
+
+
+@pytest.mark.parametrize("method", ["raw_pixel", "inp_former"])
 def test_built_in_methods_run_cross_class(method: str, results: Path) -> None:
     encoder = [] if method == "raw_pixel" else ["--encoder", "builtin", "--set", f"{method}.steps=3"]
     (record,) = run(results, "-d", "synthetic", "-s", "cross_class", "--preset", "smoke", *encoder, method=method)
@@ -257,3 +308,87 @@ def test_an_oracle_sees_the_labels_is_marked_and_never_stands_beside_honest_rows
         assert "oracle: tuned on test labels: not ranked" in bench("leaderboard", "--results", results, "--format", form).out
     by_category = bench("leaderboard", "--results", results, "--by", "category", "--metrics", "i_auroc").out
     assert "oracle: tuned on test labels" in by_category
+
+
+# --- using such models ----------------------------------------------------------------------------------------------
+
+
+def predict(results: Path, *arguments: object) -> Any:
+    out = results.parent / "predicted"
+    return bench("predict", *arguments, "--out", out, "--results", results, "--no-overlays", "--maps", "none", "--json")
+
+
+def test_predict_enters_the_named_category_with_kept_or_given_references(results: Path, target: Path) -> None:
+    (record,) = run(results, "-d", "folder", "--data-root", target, "-s", "few_shot", "--shots", "2")
+    test = target / "nut" / "test" / "good"
+    scores = dict(zip(*(bench_samples(results, record, "nut")[key] for key in ("image", "score")), strict=True))
+    kept = predict(results, record["id"], "--images", test, "--category", "nut")
+    assert kept.code == 0, kept.err
+    for row in kept.json()["images"]:
+        assert row["score"] == pytest.approx(scores[f"nut/test/good/{row['image']}"], rel=1e-6)
+    assert kept.json()["threshold"]["source"] == "normal test images of the record"
+    assert kept.json()["model"]["category"] == "nut" and kept.json()["model"]["references"] == "those of the model"
+    given = predict(results, record["id"], "--images", test, "--category", "hazelnut", "--normal", target / "nut/train/good")
+    assert given.code == 0 and given.json()["threshold"] is None, given.err
+    assert [r["score"] for r in given.json()["images"]] != [r["score"] for r in kept.json()["images"]]
+
+
+def bench_samples(results: Path, record: dict[str, Any], category: str) -> Any:
+    from inpbench.harness.records import RecordStore
+
+    store = RecordStore(results)
+    found = store.find(record["id"])
+    assert found is not None
+    return store.read_samples(found)[category]
+
+
+def test_predict_says_what_is_missing(results: Path, target: Path, tmp_path: Path) -> None:
+    (record,) = run(results, "-d", "folder", "--data-root", target, "-s", "few_shot", "--shots", "1")
+    common = (record["id"], "--images", target / "nut" / "test" / "good")
+    unnamed = predict(results, *common)
+    assert unnamed.code == 2 and "none is named (the record has nut, tile)" in unnamed.err and "--category nut" in unnamed.err
+    unknown = predict(results, *common, "--category", "bolt")
+    assert unknown.code == 2 and "told needs normal images of bolt" in unknown.err and "--normal DIR" in unknown.err
+    normal = ["--category", "nut", "--normal", target / "nut/train/good"]
+    biased = predict(results, *common, *normal, "--threshold", "quantile=0.9")
+    assert biased.code == 2 and "would be too low" in biased.err
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
+    broken = predict(results, *common, "--category", "nut", "--normal", tmp_path / "broken")
+    assert broken.code == 3 and "a.png" in broken.err and "references" in broken.err
+    app = bench("app", record["id"], "--results", results)
+    assert app.code in (2, 3) and ("bench predict" in app.err or "gradio" in app.err)
+
+
+def test_predict_takes_the_model_that_was_tested_on_the_category(results: Path) -> None:
+    (record,) = run(results, "-d", "synthetic", "-s", "cross_class", "--preset", "smoke", method="raw_pixel")
+    image = results.parent / "image.png"
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(image)
+    done = predict(results, record["id"], "--images", image, "--category", "nut")
+    assert done.code == 0 and done.json()["model"]["model"] == "textures", done.err
+    unnamed = predict(results, record["id"], "--images", image)
+    assert unnamed.code == 2 and "2 models: objects, textures" in unnamed.err
+
+
+def test_what_learned_nothing_keeps_its_empty_model(results: Path, target: Path) -> None:
+    (record,) = run(results, "-d", "folder", "--data-root", target, "-s", "zero_shot", method="free")
+    done = predict(results, record["id"], "--images", target / "nut" / "test" / "good", "--category", "anything")
+    assert done.code == 0, done.err
+    out = results.parent / "model.safetensors"
+    assert bench("export", record["id"], "--out", out, "-f", "safetensors", "--results", results).code == 0
+
+
+def test_a_graph_is_written_for_a_named_category(results: Path) -> None:
+    import torch
+
+    (record,) = run(results, "-d", "synthetic")
+    out = results.parent / "nut.pt"
+    command = ["export", record["id"], "--format", "torchscript", "--out", out, "--results", results]
+    unnamed = bench(*command)
+    assert unnamed.code == 2 and "--category weave" in unnamed.err and not out.exists()
+    done = bench(*command, "--category", "nut")
+    assert done.code == 0, done.err
+    amap, score = torch.jit.load(str(out))(torch.rand(2, 3, 32, 32))
+    assert amap.shape == (2, 256, 256) and score.shape == (2,)

@@ -258,6 +258,58 @@ def test_super_multi_class_goes_on_from_the_snapshot_of_a_killed_training(
     assert [r["metrics"] for r in records(tmp_path / "killed")] == [r["metrics"] for r in records(tmp_path / "calm")]
 
 
+# --- official checkpoints -------------------------------------------------------------------------------------------
+
+
+def agree(ours: list[dict[str, Any]], official: list[dict[str, Any]]) -> None:
+    """The same numbers for each data set, from a checkpoint whose hash is in the identity, and no support that nobody knows."""
+    assert len(ours) == len(official) > 0
+    for mine, theirs in zip(ours, official, strict=True):
+        assert mine["identity"]["dataset"] == theirs["identity"]["dataset"]
+        assert theirs["identity"]["checkpoint"].startswith("sha256:") and theirs["support"] == []
+        assert set(theirs["identity"]["weights"].values()) != {"in the checkpoint"}, "the built-in encoder is no file"
+        for metric, value in mine["metrics"]["mean"].items():
+            assert theirs["metrics"]["mean"][metric] == pytest.approx(value, abs=1e-5)
+
+
+def test_few_shot_by_official_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from inpbench.methods.inp_former.method import InpFormer
+
+    command = [*INP, "-d", "synthetic", "-s", "few_shot", "--shots", "1"]
+    assert bench(*command, "--results", tmp_path / "ours").code == 0
+    ours, checkpoint = records(tmp_path / "ours"), tmp_path / "model.pth"
+    assert bench("export", ours[0]["id"], "--format", "official", "--out", checkpoint, "--results", tmp_path / "ours").code == 0
+    monkeypatch.setattr(InpFormer, "fit", lambda *_: pytest.fail("trained"))
+    outcome = bench(*command, "--checkpoint", checkpoint, "--results", tmp_path / "official")
+    assert outcome.code == 0 and "few_shot, 1 shot" in outcome.out, outcome.err
+    agree(ours, records(tmp_path / "official"))
+    again = bench(*command, "--checkpoint", checkpoint, "--results", tmp_path / "official", "--dry-run", "--json").json()
+    assert [cell["status"] for cell in again["cells"]] == ["done"]
+
+
+def test_super_multi_class_by_official_checkpoint(tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from inpbench.methods.inp_former.method import InpFormer
+
+    command = [*INP, "-s", "super_multi_class", "-d", "synthetic,folder", "--data-root", f"folder={target}"]
+    assert bench(*command, "--results", tmp_path / "ours").code == 0
+    ours, checkpoint = records(tmp_path / "ours"), tmp_path / "model.pth"
+    assert bench("export", ours[0]["id"], "--out", checkpoint, "--results", tmp_path / "ours").code == 0
+    monkeypatch.setattr(InpFormer, "fit", lambda *_: pytest.fail("trained"))
+    outcome = bench(*command, "--checkpoint", checkpoint, "--results", tmp_path / "official")
+    assert outcome.code == 0 and "Trained on: not stated (a checkpoint: as its user says)" in outcome.out, outcome.err
+    agree(ours, records(tmp_path / "official"))
+    one = [*OWN, "-s", "super_multi_class", "-d", "folder", "--data-root", target, "--checkpoint", checkpoint]
+    outcome = bench(*one, "--results", tmp_path / "one")
+    assert outcome.code == 0, "one of the sets of a checkpoint"
+    agree(ours[:1], records(tmp_path / "one"))
+
+
+def test_a_method_without_official_checkpoints_says_so(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"nothing")
+    outcome = bench(*RAW, "-d", "synthetic", "--checkpoint", tmp_path / "model.pth", "--results", results)
+    assert outcome.code == 1 and "raw_pixel has no official checkpoints" in outcome.err and "Traceback" not in outcome.err
+
+
 # --- what cannot be -------------------------------------------------------------------------------------------------
 
 

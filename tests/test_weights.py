@@ -80,7 +80,7 @@ def test_nothing_is_downloaded_unless_asked_for(tmp_path: Path, monkeypatch: pyt
     save_file(tensors(), hub)
     asked: list[str] = []
 
-    def download(spec: WeightSpec) -> Path:
+    def download(spec: WeightSpec, dry: bool) -> Path:
         asked.append(spec.timm)
         return hub
 
@@ -214,3 +214,17 @@ def test_reading_a_file_that_is_not_there(tmp_path: Path) -> None:
         WeightStore().read_file(tmp_path / "none.pth")
     with pytest.raises(WeightsError, match="There is no weight file"):
         WeightStore().hash_file(str(tmp_path / "none.pth"))
+
+
+def test_a_dry_run_downloads_nothing(monkeypatch: pytest.MonkeyPatch, results: Path) -> None:
+    import huggingface_hub as hub
+    from commands import TINY, bench
+
+    monkeypatch.setattr(hub, "hf_hub_download", lambda **_: pytest.fail("downloaded"))
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.delenv("INPBENCH_WEIGHTS", raising=False)
+    command = ["run", "-m", "inp_former", *TINY, "--download", "--dry-run", "--json", "--results", results]
+    outcome = bench(*command)
+    assert outcome.code == 0, outcome.err
+    (cell,) = outcome.json()["cells"]
+    assert (cell["status"], cell["id"]) == ("todo", "") and "would be downloaded" in cell["reason"]

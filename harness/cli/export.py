@@ -46,6 +46,8 @@ class Pixels(str, Enum):
 
 
 FORMATS = "official: the authors' model.pth, encoder included. onnx, torchscript, torch_export: image to anomaly_map and score."
+CATEGORY = "Graphs of a method that is told the category: which; else picks the model that was tested on it."
+NORMAL = "Graphs of a method that is told the category: its references, instead of those that the model kept."
 SCORING = "Graphs: reconstruction (what trained models are tested with) or zero_shot (distance to the nearest prototype)."
 PIXELS = "Graphs: `image` is RGB in [0, 1] (unit, normalised inside), or normalised already."
 
@@ -55,6 +57,8 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write.")],
     format_: Annotated[ModelFormat, typer.Option("--format", "-f", help=FORMATS)] = ModelFormat.official,
     model: Annotated[str | None, typer.Option("--model", help="Which model of a record that has several (its category).")] = None,
+    category: Annotated[str | None, typer.Option("--category", help=CATEGORY)] = None,
+    normal: Annotated[Path | None, typer.Option("--normal", metavar="DIR", help=NORMAL)] = None,
     scoring: Annotated[MapMode | None, typer.Option("--scoring", help=SCORING, show_default="the record's setting decides")] = None,
     pixels: Annotated[Pixels, typer.Option("--pixels", help=PIXELS)] = Pixels.unit,
     weights: Weights = None,
@@ -67,7 +71,7 @@ def export(
 
     bench export 3f9c1a20 --format onnx --out model.onnx
     """
-    from inpbench.harness.models import load_model
+    from inpbench.harness.models import load_model, model_for
     from inpbench.harness.records import RecordStore
     from inpbench.harness.weights import WeightStore
 
@@ -82,12 +86,14 @@ def export(
     found = store.find(record)
     if found is None:
         raise NothingError(f"No record '{record}' in {store.folder}.", "Type: bench leaderboard --json")
-    name, state = load_model(store, found, model)
+    name, state = load_model(store, found, model or model_for(found.identity, category))
     weight_store = WeightStore(weights or _choice(found.identity["weights"]), download=download)
     said = ""
     if graph:
         mode = scoring.value if scoring else "zero_shot" if found.identity["setting"] == "zero_shot" else "reconstruction"
-        said = _write_graph(found, name, _method(found, weight_store, state), out, format_.value, mode, pixels.value)
+        method = _method(found, weight_store, state)
+        entered = _enter(found, method, category or (name if name in found.identity["categories"] else None), normal)
+        said = _write_graph(found, name, method, out, format_.value, mode, pixels.value, entered)
     elif format_ is ModelFormat.safetensors:
         from safetensors.torch import save
 
@@ -109,6 +115,18 @@ def _method(record: Record, weights: WeightStore, state: dict[str, Tensor]) -> A
         return rebuild(record, weights, torch.device("cpu"), state, Path(scratch))
 
 
+def _enter(record: Record, method: Any, category: str | None, normal: Path | None) -> str | None:
+    """Tell a method the category whose graph is written; None for a method that is told nothing."""
+    import torch
+
+    from inpbench.harness.models import preprocess_of
+    from inpbench.harness.references import enter_named
+    from inpbench.harness.registry import METHODS
+
+    info, known = METHODS.get(record.identity["method"]), record.identity["categories"]
+    return enter_named(info, method, category, normal, preprocess_of(record), torch.device("cpu"), known)
+
+
 def _write_official(method: Any, record: Record, out: Path) -> None:
     import io
 
@@ -123,16 +141,19 @@ def _write_official(method: Any, record: Record, out: Path) -> None:
     write_bytes(out, buffer.getvalue())
 
 
-def _write_graph(record: Record, name: str, method: Any, out: Path, format_: str, mode: str, pixels: str) -> str:
+def _write_graph(
+    record: Record, name: str, method: Any, out: Path, format_: str, mode: str, pixels: str, category: str | None
+) -> str:
     """Write and check; returns what is said of it: the inputs, the outputs, and how far it is from torch."""
     import json
     from importlib.metadata import version
 
     from inpbench.harness.export_files import CHECKED, TOLERANCE, write_graph
     from inpbench.harness.export_graph import ScoredMethod, preprocessing
+    from inpbench.harness.models import preprocess_of
     from inpbench.harness.scoring import Scoring
 
-    preprocess = method.params.preprocess
+    preprocess = preprocess_of(record)
     constants: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in record.identity["scoring"].items()
     }
@@ -142,6 +163,7 @@ def _write_graph(record: Record, name: str, method: Any, out: Path, format_: str
         "record": record.id,
         "method": record.identity["method"],
         "model": name,
+        **({} if category is None else {"category": category}),
         "scoring": mode,
         "marks": "; ".join(record.marks),
         "preprocessing": json.dumps(preprocessing(preprocess, cast(Any, pixels))),

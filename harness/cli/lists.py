@@ -64,6 +64,7 @@ def _methods() -> list[dict[str, Any]]:
                 "name": name,
                 "title": info.title,
                 "settings": sorted(info.settings),
+                "told": "the category" if info.told_category else None,
                 "presets": list(info.presets),
                 "version": info.version,
                 "paper": info.paper,
@@ -105,6 +106,7 @@ def _settings() -> list[dict[str, Any]]:
             "name": setting.name,
             "title": setting.title,
             "models": f"one a {setting.unit}",
+            "needs": "--source" if setting.source else "several data sets" if setting.several_datasets else None,
             "shots": list(setting.shots),
             "status": "works" if setting.working else "not yet",
         }

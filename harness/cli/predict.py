@@ -30,6 +30,10 @@ class MapFormat(str, Enum):
     none = "none"
 
 
+CATEGORY = "What the images show: its model, threshold and scale; methods that are told the category must have it."
+NORMAL = "Normal images: for the quantile, instead of the record's; the references of a method that is told the category."
+
+
 def predict(
     images: Annotated[Path, typer.Option("--images", "-i", metavar="PATH", help="A file, or a folder with all below it.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for scores, maps and overlays.")],
@@ -38,12 +42,8 @@ def predict(
         str | None,
         typer.Option(help="quantile=Q (of normal images), f1, none, or a number. Default: quantile=0.995 where scores are known."),
     ] = None,
-    normal: Annotated[
-        Path | None, typer.Option("--normal", metavar="DIR", help="Normal images for the quantile, instead of the record's.")
-    ] = None,
-    category: Annotated[
-        str | None, typer.Option("--category", help="Threshold and scale from this category's scores only.")
-    ] = None,
+    normal: Annotated[Path | None, typer.Option("--normal", metavar="DIR", help=NORMAL)] = None,
+    category: Annotated[str | None, typer.Option("--category", help=CATEGORY)] = None,
     maps: Annotated[MapFormat, typer.Option("--maps", help="Raw maps as float32 npy or tiff, or none.")] = MapFormat.npy,
     overlays: Annotated[bool, typer.Option("--overlays/--no-overlays", help="Draw a PNG of each image with its map.")] = True,
     scale: Annotated[
@@ -90,9 +90,9 @@ def predict(
     _check_out(out, images)
     torch_device = find_device(device)
     if checkpoint is None:
-        trained = _record_model(record, results, weights, download, torch_device, model, category)
+        trained = _record_model(record, results, weights, download, torch_device, model, category, normal)
     else:
-        trained = _checkpoint_model(checkpoint, methods, preset, encoder, set_ or [], torch_device)
+        trained = _checkpoint_model(checkpoint, methods, preset, encoder, set_ or [], torch_device, category, normal)
     predictor = Predictor(
         trained.method, trained.preprocess, torch_device, trained.scoring, tile_size, overlap if tile_size else 0, batch
     )
@@ -135,15 +135,23 @@ def _record_model(
     device: torch.device,
     model: str | None,
     category: str | None,
+    normal: Path | None,
 ) -> Trained:
     from inpbench.harness.records import RecordStore
     from inpbench.harness.trained import from_record
 
-    return from_record(RecordStore(results_folder(results)), record, weights, download, device, model, category)
+    return from_record(RecordStore(results_folder(results)), record, weights, download, device, model, category, normal)
 
 
 def _checkpoint_model(
-    checkpoint: Path, methods: str, preset: str, encoder: str | None, changes: list[str], device: torch.device
+    checkpoint: Path,
+    methods: str,
+    preset: str,
+    encoder: str | None,
+    changes: list[str],
+    device: torch.device,
+    category: str | None,
+    normal: Path | None,
 ) -> Trained:
     from inpbench.harness.params import split_settings
     from inpbench.harness.trained import from_checkpoint
@@ -153,7 +161,7 @@ def _checkpoint_model(
     asked = split_settings(changes)
     if others := set(asked) - {methods}:
         raise UsageError(f"--set {sorted(others)[0]}.…: only {methods} has parameters here.", f"Type: --set {methods}.KEY=VALUE")
-    return from_checkpoint(checkpoint, methods, preset, encoder, asked.get(methods, {}), device)
+    return from_checkpoint(checkpoint, methods, preset, encoder, asked.get(methods, {}), device, category, normal)
 
 
 def _work(
@@ -205,6 +213,7 @@ def _threshold(
     from inpbench.harness.predictions import score_images
 
     recorded = trained.scores is not None and predictor.tile is None
+    references, normal = normal, None if trained.category is not None else normal
     if text is None:
         text = "quantile=0.995" if recorded or normal is not None else "none"
     rule = thresholds.parse_rule(text)
@@ -215,9 +224,14 @@ def _threshold(
     if rule.kind == "value":
         return thresholds.Threshold(rule.number, text, "given")
     if normal is None and not recorded:
-        why = (
-            "tiles have other scores than the record's whole images" if trained.scores is not None else "a checkpoint has no scores"
-        )
+        why = "this model has no scores of test images"
+        if trained.scores is not None:
+            why = "tiles have other scores than the record's whole images"
+        if references is not None:
+            raise UsageError(
+                f"--threshold {text}: the images of --normal are references, whose own scores would be too low.",
+                "Type: --threshold NUMBER",
+            )
         raise UsageError(
             f"--threshold {text}: {why}.", "Type: --normal DIR --threshold quantile=0.995, with a folder of normal images"
         )

@@ -39,6 +39,7 @@ def run(
     categories: option.Categories = "",
     limit: option.Limit = None,
     checkpoint: option.Checkpoint = None,
+    phase: option.PhaseName = option.Phase.both,
     variant: option.VariantName = option.Variant.exact,
     mask_rule: option.MaskRuleName = option.MaskRule.gt05,
     engine: option.EngineName = option.Engine.fast,
@@ -86,6 +87,7 @@ def run(
         engine=engine.value,
         variant=variant.value,
         checkpoint=checkpoint,
+        phase=phase.value,
     )
     which_maps = parse_maps_of(maps_of)
     options = {
@@ -94,8 +96,9 @@ def run(
         "pixel_cache": pixel_cache,
         "keep_models": keep_models,
         "save_maps": which_maps if save_maps else None,
-        "weights": WeightStore(weights, download=download),
+        "weights": WeightStore(weights, download=download, dry=dry_run),
         "scoring": Scoring(mask_rule=mask_rule.value),
+        "force": force,
     }
     _run(request, options, results_folder(results), device, display, force=force, dry_run=dry_run, json_=json_)
 
@@ -198,7 +201,12 @@ def _print_outcome(
         live.console.print(f"failed: {record.label}: {record.error['type']}: {record.error['message']}", markup=False, style="red")
         live.console.print(f"  record: {store.path_of(record.identity)}", markup=False)
     records = [found for cell in cells if cell.id and (found := store.find(cell.id)) is not None]
-    tables = build_tables(records)
+    for record in (record for record in records if record.status == "trained"):
+        message = (
+            f"trained, not tested: {record.label} on {record.identity['dataset']}, record {record.id12}; --phase test tests it"
+        )
+        live.console.print(message, markup=False, soft_wrap=True)
+    tables = build_tables([record for record in records if record.status != "trained"])
     if json_:
         typer.echo(render(tables, "json"))
     elif tables:

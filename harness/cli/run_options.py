@@ -35,6 +35,14 @@ class Engine(str, Enum):
     reference = "reference"
 
 
+class Phase(str, Enum):
+    """Which half of the work is done."""
+
+    both = "both"
+    train = "train"
+    test = "test"
+
+
 class DisplayMode(str, Enum):
     """What is shown while running."""
 
@@ -59,7 +67,8 @@ DataRoots = Annotated[
     ),
 ]
 Source = Annotated[
-    str | None, typer.Option("--source", metavar="NAME", help="Data set that zero_shot trains on (bench list datasets).")
+    str | None,
+    typer.Option("--source", metavar="NAME", help="Data set that zero_shot and generalist train on (bench list datasets)."),
 ]
 SourceRoot = Annotated[
     Path | None, typer.Option("--source-root", metavar="DIR", help="Root of --source (default: $INPBENCH_DATA/NAME).")
@@ -81,6 +90,10 @@ Limit = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None, typer.Option("--checkpoint", metavar="FILE", help="An official model.pth to test instead of training.")
+]
+PhaseName = Annotated[
+    Phase,
+    typer.Option("--phase", help="train: train and keep the model, test later; test: a kept model or --checkpoint, never trains."),
 ]
 VariantName = Annotated[Variant, typer.Option("--variant", help="Metric definitions (bench list metrics).")]
 MaskRuleName = Annotated[MaskRule, typer.Option("--mask-rule", help="How resized masks become binary.")]

@@ -35,7 +35,7 @@ class Told:
     def __init__(self, params: ToldParams, ctx: Context) -> None:
         self.ctx = ctx
         self.known: dict[str, Tensor] = {}  # category -> mean image (3, H, W)
-        self.learned = torch.zeros(3, 32, 32)
+        self.learned: Tensor | None = None
         self.category, self.scale = "", 1.0
 
     def fit(self, train: TrainingSet) -> None:
@@ -64,13 +64,15 @@ class Told:
     @torch.no_grad()
     def predict(self, images: Tensor) -> Prediction:
         CALLS.append(("predict", self.category))
-        return Prediction(self.scale * (images - self.known.get(self.category, self.learned)).abs().mean(1))
+        normal = self.known.get(self.category, self.learned)
+        return Prediction(self.scale * (images if normal is None else images - normal).abs().mean(1))
 
     def state(self) -> dict[str, Tensor]:
-        return {"learned": self.learned, **{f"of.{category}": mean for category, mean in self.known.items()}}
+        learned = {} if self.learned is None else {"learned": self.learned}
+        return {**learned, **{f"of.{category}": mean for category, mean in self.known.items()}}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.learned = state["learned"]
+        self.learned = state.get("learned")
         self.known = {key.removeprefix("of."): value for key, value in state.items() if key.startswith("of.")}
 
 
