@@ -299,7 +299,7 @@ class Pictures:
 
 @pytest.fixture(autouse=True)
 def _cheap_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "build_extractor", lambda name, spec, ctx: Cheap().to(ctx.dtype).eval())
+    monkeypatch.setattr(method, "build_extractor", lambda name, spec, fine, ctx: Cheap().to(ctx.dtype).eval())
 
 
 def tiny(**changes: Any) -> PmadParams:
@@ -452,6 +452,7 @@ def test_files_of_the_presets() -> None:
     ("changes", "named"),
     [
         ({"encoder": "dinov2reg_vit_base_14"}, "pmad.encoder"),
+        ({"fine": "14"}, "pmad.fine"),
         ({"dim": "770"}, "pmad.dim"),
         ({"dim": "384", "heads": "6"}, "pmad.start"),
         ({"ratio": "0"}, "pmad.ratio"),
