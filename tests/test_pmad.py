@@ -128,7 +128,7 @@ def test_start_is_cut_at_one_sigma_and_shrinks_with_depth() -> None:
     model = ReconstructionModel(TINY, 10)
     torch.manual_seed(0)
     initialise(model)
-    assert float(model.mask_token.abs().max()) <= 0.02
+    assert float(model.mask_token.detach().abs().max()) <= 0.02
     for index in range(2):
         block: Any = model.blocks[index]
         assert float(block.mlp.fc2.weight.abs().max()) <= 0.02 / (2 * (index + 1)) ** 0.5
@@ -299,7 +299,7 @@ class Pictures:
 
 @pytest.fixture(autouse=True)
 def _cheap_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "build_extractor", lambda name, spec, ctx: Cheap().to(ctx.dtype).eval())
+    monkeypatch.setattr(method, "build_extractor", lambda name, spec, fine, ctx: Cheap().to(ctx.dtype).eval())
 
 
 def tiny(**changes: Any) -> PmadParams:
@@ -452,6 +452,7 @@ def test_files_of_the_presets() -> None:
     ("changes", "named"),
     [
         ({"encoder": "dinov2reg_vit_base_14"}, "pmad.encoder"),
+        ({"fine": "14"}, "pmad.fine"),
         ({"dim": "770"}, "pmad.dim"),
         ({"dim": "384", "heads": "6"}, "pmad.start"),
         ({"ratio": "0"}, "pmad.ratio"),

@@ -19,6 +19,7 @@ from inpbench.harness.errors import WeightsError
 from inpbench.methods.builtin_encoder import PATCH, BuiltinEncoder
 from inpbench.methods.checkpoint import load_strictly
 
+COARSE = 14  # patches a side of the second map
 SHARP, WIDE = 0, 11  # layers of the built-in encoder: without and with a look at the neighbours
 
 
@@ -48,31 +49,34 @@ class EfficientNet(nn.Module):
 
 
 class BuiltinMaps(nn.Module):
-    """The built-in encoder at two sizes: its tokens on a 28 x 28 and on a 14 x 14 grid."""
+    """The built-in encoder at two sizes: its tokens on a grid of `fine` x `fine` (28 or 14), and on one of 14 x 14."""
 
-    def __init__(self) -> None:
+    def __init__(self, fine: int = 28) -> None:
         super().__init__()
-        self.encoder = BuiltinEncoder((28 * PATCH, 28 * PATCH))
+        self.fine = fine
+        self.encoder = BuiltinEncoder((fine * PATCH, fine * PATCH))
         self.channels = 2 * self.encoder.dim
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, 224, 224), ImageNet-normalised -> (B, 96, 28, 28) and (B, 96, 14, 14)."""
-        maps = []
-        for side, layer in ((images.shape[-1] // 8, SHARP), (images.shape[-1] // 16, WIDE)):
-            sized = F.interpolate(images, size=(side * PATCH, side * PATCH), mode="bilinear", align_corners=False, antialias=True)
-            tokens = self.encoder.layers(sized, [layer])[0]
-            maps.append(tokens.transpose(1, 2).reshape(len(images), -1, side, side))
-        return maps
+        """Images (B, 3, 224, 224), ImageNet-normalised -> (B, 96, fine, fine) and (B, 96, 14, 14)."""
+        if self.fine == COARSE:
+            return self._maps(images, COARSE, [SHARP, WIDE])
+        return self._maps(images, self.fine, [SHARP]) + self._maps(images, COARSE, [WIDE])
+
+    def _maps(self, images: Tensor, side: int, layers: list[int]) -> list[Tensor]:
+        sized = F.interpolate(images, size=(side * PATCH, side * PATCH), mode="bilinear", align_corners=False, antialias=True)
+        found = self.encoder.layers(sized, layers)
+        return [tokens.transpose(1, 2).reshape(len(images), -1, side, side) for tokens in found]
 
 
-def build_extractor(name: str, spec: WeightSpec | None, ctx: Context) -> EfficientNet | BuiltinMaps:
-    """The extractor, frozen, in eval mode, on the context's device and dtype; `spec` is None for the built-in one.
+def build_extractor(name: str, spec: WeightSpec | None, fine: int, ctx: Context) -> EfficientNet | BuiltinMaps:
+    """The extractor, frozen, in eval mode, on the context's device and dtype; `spec` is None for the built-in one (of grid `fine`).
 
     Random weights, where they were asked for by name, are a function of the context's seed.
     """
     if spec is None:
-        extractor: EfficientNet | BuiltinMaps = BuiltinMaps()
+        extractor: EfficientNet | BuiltinMaps = BuiltinMaps(fine)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ctx.seed)

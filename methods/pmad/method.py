@@ -60,7 +60,7 @@ class Pmad:
     def __init__(self, params: PmadParams, ctx: Context) -> None:
         params.check()
         self.params, self.ctx = params, ctx
-        self.extractor = build_extractor(params.encoder, None if params.builtin else EFFICIENTNET, ctx)
+        self.extractor = build_extractor(params.encoder, None if params.builtin else EFFICIENTNET, params.fine, ctx)
         self.banks: dict[str, Bank] = {}
         self.consulted: dict[str, Consulted] = {}
         self._category: str | None = None
@@ -207,7 +207,7 @@ class Pmad:
 
     @torch.no_grad()
     def explain(self, images: Tensor) -> dict[str, Tensor]:
-        """The abnormality (B, 1, 28, 28) and, where there is a reconstruction model, the hidden patches (B, 1, 14, 14)."""
+        """The abnormality (B, 1, h, w) and, where there is a reconstruction model, the hidden patches (B, 1, 14, 14)."""
         bank = self._bank()
         likelihood = self.likelihood(residuals(self.embed(images), bank.prototypes))
         shown = {"abnormality": -likelihood[:, None]}

@@ -2,8 +2,10 @@
 
     constants L, P and the gate's threshold from ALL test images; images called normal hide random patches instead of the proposal
     reported: the largest image AUROC and, separately, the largest pixel AUROC over the ratios
-Only for parity with published numbers: tables mark such rows and never rank them. The random masks are drawn from the image's own
-bytes, so that an image has the same mask in every batch and run (the originals draw from torch's global generator).
+Only for parity with published numbers: tables mark such rows and never rank them.
+Known deviations: random masks come from the image's own bytes, so that an image has the same in every batch and run (originals:
+torch's global generator); ground truth is the bench's (bilinear, above one half; originals: nearest, not zero). What is printed are
+the bench's metrics of the chosen ratios, after its own smoothing.
 """
 
 from __future__ import annotations

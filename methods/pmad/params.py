@@ -82,6 +82,7 @@ class PmadParams:
     gate: bool = False  # hide random patches where the abnormality stays below the held-out quantile
     quantile: float = 0.95  # of the held-out images' scores: the gate's threshold
     held_out: float = 0.2  # share of a category's normal images that its constants come from, not its prototypes
+    fine: Literal[14, 28] = 28  # patch vectors a side; 14 is a coarser and cheaper built-in encoder
     coreset: float = 0.01  # share of patch vectors that become prototypes
     projected: bool = True  # choose them after a random projection to as many dimensions
 
@@ -156,6 +157,8 @@ class PmadParams:
             self._refuse("clip_norm", "above 0", self.clip_norm)
         if self.encoder not in (EFFICIENTNET.name, "builtin"):
             self._refuse("encoder", f"{EFFICIENTNET.name} or builtin (its prototypes come from this CNN)", self.encoder)
+        if self.fine != 28 and not self.builtin:
+            self._refuse("fine", f"28, the grid of {self.encoder}", self.fine)
         if self.dim % self.heads:
             self._refuse("dim", f"a multiple of heads ({self.heads})", self.dim)
         if self.position_dim % 4:
@@ -217,6 +220,8 @@ DEMO: dict[str, Any] = {
 }
 SMOKE: dict[str, Any] = {
     **DEMO,
+    "encoder": "builtin",
+    "fine": 14,
     "codes": 16,
     "dim": 32,
     "depth": 2,
