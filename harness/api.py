@@ -386,11 +386,11 @@ class MethodInfo:
     settings: frozenset[str]
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"paper": {}})
     weights: Callable[[Any], tuple[WeightSpec, ...]] = no_weights
+    folders: frozenset[str] = frozenset()  # parameters (str | None) that name a folder of images; identities hold its content
     paper: str = ""
     extra: str | None = None  # the pip extra that its imports need
     baseline: bool = False  # a yardstick, not a contender: marked in tables
     told_category: bool = False  # it is `CategoryAware`: told the category of each test image, which the others are not
-    folders: frozenset[str] = frozenset()  # parameters (str | None) that name a folder of images; identities hold its content
     # Settings in which it learns from no image at all: `fit` is not called there, and zero_shot needs no source.
     untrained: frozenset[str] = frozenset()
 

@@ -183,4 +183,6 @@ def _short(value: Any) -> str:
         return str(value[0])
     if isinstance(value, tuple):
         return "x".join(map(str, value)) if all(isinstance(v, int) for v in value) else str(value)
+    if isinstance(value, str):  # of a path its last name: where it lies says nothing to others
+        return value.rstrip("/").rsplit("/", 1)[-1]
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -89,6 +89,7 @@ def test_label_names_what_differs() -> None:
     assert params.label("p", "paper", Params(count=4, size=(140, 140)), Params()) == "p(count=4, size=140)"
     assert params.label("p", "fast", Params(count=2), Params(count=2)) == "p:fast"
     assert params.label("p", "fast", Params(count=2, rate=0.5), Params(count=2)) == "p:fast(rate=0.5)"
+    assert params.label("p", "paper", Params(name="/home/me/dtd/"), Params()) == "p(name=dtd)"
 
 
 def test_plain_survives_json() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from golden import Case, formula, images
 from golden_arrays import Comparison
-from golden_dinomaly import FedDropout, _formula_module, _register
+from golden_dinomaly import ATTENTIONS, FedDropout, _formula_module, _groups, _register
 from golden_models import MODEL, SMOOTHED, context, load_formula
 from torch import Tensor
 
@@ -81,7 +81,12 @@ def _pairs(config: dict[str, Any], step: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _method(config: dict[str, Any], **changes: Any) -> Crr:
     size = (config["size"], config["size"])
-    options = {key: tuple(config[key]) for key in ("target_layers",) if key in config}
+    options: dict[str, Any] = {key: tuple(config[key]) for key in ("target_layers",) if key in config}
+    for side in ("encoder", "decoder"):
+        if groups := config.get(f"fuse_layer_{side}", config.get("groups")):
+            options[f"{side}_groups"] = _groups(groups)
+    if "decoder_attn" in config:
+        options["attention"] = ATTENTIONS[config["decoder_attn"]]
     params = CrrParams(
         encoder=config.get("encoder", "dinov2reg_vit_small_14"),
         input_size=size,
