@@ -46,7 +46,7 @@ class Cost:
     def begin(cls, device: torch.device) -> Cost:
         """Nothing spent yet; the highest memory so far is forgotten."""
         if device.type == "cuda":
-            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # else nothing was allocated, and torch refuses to reset it
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # else torch refuses: nothing was allocated yet
                 torch.cuda.reset_peak_memory_stats(device)
         else:
             with contextlib.suppress(OSError):  # no Linux, or not allowed: the peak is then that of the process so far

@@ -37,6 +37,7 @@ class Entry(NamedTuple):
 _WIDE = "wide_resnet50_2"
 _DINOV2 = "vit_base_patch14_reg4_dinov2"
 
+# Lengths of training: the papers' as far as remembered, not checked against them; 100 epochs where none is known.
 MODELS: Mapping[str, Entry] = {
     "anomaly_dino": Entry("AnomalyDINO", "vit_small_patch14_dinov2", 252, epochs=1),
     "cfa": Entry("Cfa", _WIDE, epochs=30),
