@@ -138,9 +138,11 @@ def _check(request: Request, setting: Setting) -> None:
         )
     if request.shots and not setting.shots:
         raise UsageError(f"{setting.name} has no shots.", "Leave --shots out, or type: --setting few_shot")
-    if request.checkpoint is not None and (len(request.methods) > 1 or setting.unit != "dataset"):
+    one_class = setting.unit == "category" and len(request.categories) == 1  # one of the authors' single-class files
+    if request.checkpoint is not None and (len(request.methods) > 1 or not (setting.unit == "dataset" or one_class)):
+        category = f" --categories {(*request.categories, 'NAME')[0]}" if setting.unit == "category" else ""
         raise UsageError(
-            "--checkpoint is one model of one method; this run has several.", "Type: --methods NAME --setting multi_class"
+            "--checkpoint is one model of one method; this run has several.", f"Type: --methods {request.methods[0]}{category}"
         )
     if request.checkpoint is not None and request.phase == "train":
         raise UsageError("--phase train has nothing to train: --checkpoint is a trained model.", "Type: --phase test")
