@@ -356,7 +356,14 @@ def _prompts(cell: Cell, folder: Path) -> dict[str, str]:
 def _check_source(cell: Cell, request: Request) -> None:
     """Raise `UsageError` where a setting trains on another data set, and there is none, or one that holds the tested images."""
     assert cell.manifest is not None
-    if not cell.setting.source or request.checkpoint is not None or cell.setting.name in cell.method.untrained:
+    if not cell.setting.source or cell.setting.name in cell.method.untrained:
+        return
+    if request.checkpoint is not None:
+        if request.source == cell.dataset.name and cell.dataset.categories:  # a published set, by its user's own words
+            raise UsageError(
+                f"{cell.setting.name}: the checkpoint was trained on {request.source}, which is what would be tested.",
+                "Test another --dataset, or type: --setting multi_class",
+            )
         return
     if not cell.trained_on:
         ours = "real_iad"
