@@ -6,7 +6,7 @@ One model has one bank: in multi_class and few_shot it is pooled over the catego
 
 Deviations: the coreset is exact greedy from one random start in a sparse random projection (the authors' code starts from the mean
 distance to several points); the vectors keep their 1536 dimensions (the authors' code pools them to 1024); the map is enlarged and
-smoothed by the bench. What each does to the metrics was not measured here; a pooled bank answers a harder question than the paper's.
+smoothed by the bench. What each does to the metrics was not measured here; a pooled bank answers a harder question.
 """
 
 from __future__ import annotations
