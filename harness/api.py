@@ -77,6 +77,11 @@ Report = Callable[[Finding], None]
 """Called by an adapter for each finding. In strict mode it raises `DataError` on an error; in lenient mode it collects."""
 
 
+# `field(default=..., metadata=LATER)`: a parameter that came after the first release. It enters a record's identity only where it
+# differs from its default, so that the records made before it existed keep their id.
+LATER: Mapping[str, bool] = {"later": True}
+
+
 @dataclass(frozen=True)
 class NoParams:
     """The parameters of a method or data set that has none."""

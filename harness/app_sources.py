@@ -37,7 +37,7 @@ NEXT = (
 class Answer(NamedTuple):
     """What a source says of an image."""
 
-    placed: NDArray[np.float32]  # (H, W) on the grid of the image, NaN where the model does not look
+    amap: NDArray[np.float32]  # (H, W) on the grid of the image, NaN where the model does not look
     score: float  # the bench's: the mean of the highest 1 % of the smoothed map
 
 
@@ -70,7 +70,7 @@ class Source:
         import torch
 
         from inpbench.harness.export_graph import ScoredMethod
-        from inpbench.harness.heatmap import place
+        from inpbench.harness.geometry import map_on_image
         from inpbench.harness.images import image_at_crop
 
         method = self.method()
@@ -79,7 +79,7 @@ class Source:
         pixels = torch.from_numpy(image_at_crop(image, preprocess))[None].to(method.ctx.device).float() / 255
         with self._lock, torch.inference_mode():
             amap, score = graph(pixels)
-        return Answer(place(amap[0].float().cpu().numpy(), preprocess, (image.height, image.width)), float(score[0]))
+        return Answer(map_on_image(amap[0].float().cpu().numpy(), (image.height, image.width), preprocess), float(score[0]))
 
 
 def record_sources(

@@ -13,11 +13,18 @@ from pathlib import Path
 from inpbench.harness.errors import DataError
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2"})
+VIDEO_EXTENSIONS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 
 
 def find_images(path: Path) -> tuple[Path, list[str]]:
     """The folder, and the POSIX paths of the images relative to it. Raises `DataError` where there is none."""
     path = path.expanduser()
+    if path.is_file() and path.suffix.lower() in VIDEO_EXTENSIONS:
+        frames = path.with_suffix("").name
+        raise DataError(
+            f"{path} is a video; images are read, one file a frame.",
+            f"Type: mkdir {frames}, then: ffmpeg -i {path.name} {frames}/%06d.png, then: --images {frames}",
+        )
     if path.is_file():
         return path.parent, [path.name]
     if not path.is_dir():

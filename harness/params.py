@@ -129,8 +129,11 @@ def split_settings(texts: list[str]) -> dict[str, dict[str, str]]:
     return out
 
 
-def plain(params: Any) -> dict[str, Any]:
-    """A params dataclass as JSON-able data, tuples as lists, in the declared order."""
+def plain(params: Any, *, every: bool = False) -> dict[str, Any]:
+    """A params dataclass as JSON-able data, tuples as lists, in the declared order.
+
+    every: `api.LATER` fields at their default, too, which identities leave out.
+    """
 
     def convert(value: Any) -> Any:
         if isinstance(value, (tuple, list)):
@@ -139,7 +142,10 @@ def plain(params: Any) -> dict[str, Any]:
             return sorted(convert(item) for item in value)
         return value
 
-    return {field.name: convert(getattr(params, field.name)) for field in dataclasses.fields(params)}
+    def kept(field: dataclasses.Field[Any]) -> bool:
+        return every or not field.metadata.get("later") or getattr(params, field.name) != field.default
+
+    return {field.name: convert(getattr(params, field.name)) for field in dataclasses.fields(params) if kept(field)}
 
 
 def from_plain(data: Mapping[str, Any]) -> dict[str, Any]:

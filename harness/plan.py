@@ -138,9 +138,11 @@ def _check(request: Request, setting: Setting) -> None:
         )
     if request.shots and not setting.shots:
         raise UsageError(f"{setting.name} has no shots.", "Leave --shots out, or type: --setting few_shot")
-    if request.checkpoint is not None and (len(request.methods) > 1 or setting.unit != "dataset"):
+    one_class = setting.unit == "category" and len(request.categories) == 1  # one of the authors' single-class files
+    if request.checkpoint is not None and (len(request.methods) > 1 or not (setting.unit == "dataset" or one_class)):
+        category = f" --categories {(*request.categories, 'NAME')[0]}" if setting.unit == "category" else ""
         raise UsageError(
-            "--checkpoint is one model of one method; this run has several.", "Type: --methods NAME --setting multi_class"
+            "--checkpoint is one model of one method; this run has several.", f"Type: --methods {request.methods[0]}{category}"
         )
     if request.checkpoint is not None and request.phase == "train":
         raise UsageError("--phase train has nothing to train: --checkpoint is a trained model.", "Type: --phase test")
@@ -321,7 +323,14 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
 def _check_source(cell: Cell, request: Request) -> None:
     """Raise `UsageError` where a setting trains on another data set, and there is none, or one that holds the tested images."""
     assert cell.manifest is not None
-    if not cell.setting.source or request.checkpoint is not None or cell.setting.name in cell.method.untrained:
+    if not cell.setting.source or cell.setting.name in cell.method.untrained:
+        return
+    if request.checkpoint is not None:
+        if request.source == cell.dataset.name and cell.dataset.categories:  # a published set, by its user's own words
+            raise UsageError(
+                f"{cell.setting.name}: the checkpoint was trained on {request.source}, which is what would be tested.",
+                "Test another --dataset, or type: --setting multi_class",
+            )
         return
     if not cell.trained_on:
         ours = "real_iad"

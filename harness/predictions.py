@@ -101,14 +101,14 @@ def score_images(
             run.medians.append(float(np.nanmedian(result.amap)))
             if maps is not None:
                 row.map = f"{maps.name}/{names[row.image]}{SUFFIX.get(form, '.npy')}"
-                write_bytes(maps.parent / row.map, _map_bytes(result.amap, form))
+                write_bytes(maps.parent / row.map, map_bytes(result.amap, form))
     progress(len(files), len(files), "scoring")
     if not run.done:
         raise NothingError(f"None of the {len(files)} files in {root} could be decoded.", f"The first: {run.rows[0].reason}.")
     return run
 
 
-def _map_bytes(amap: NDArray[np.float32], form: MapFormat) -> bytes:
+def map_bytes(amap: NDArray[np.float32], form: MapFormat) -> bytes:
     """float32, NaN where nothing was scored; as TIFF one uncompressed channel of floats."""
     buffer = io.BytesIO()
     if form == "tiff":

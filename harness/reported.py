@@ -108,16 +108,22 @@ def parse(text: str, name: str) -> list[Entry]:
 
 
 def compare(
-    record: Record, metrics: Sequence[str], category: str | None = None, entries: Sequence[Entry] | None = None
+    record: Record,
+    metrics: Sequence[str],
+    category: str | None = None,
+    entries: Sequence[Entry] | None = None,
+    *,
+    vouched: bool = False,
 ) -> Comparison:
     """The published values for a record's row (any one seed stands for all of them).
 
-    category: one category, or None for the mean. entries: default all that ship with the package.
+    category: one category, or None for the mean. entries: default all that ship with the package. vouched: the user says that the
+    checkpoint is the authors' and the source data set theirs, which nothing here can check.
     """
     identity = record.identity
     known = load_reported() if entries is None else entries
     entry = _reference(identity, category, known)
-    reason = "no published number for this method, data set and setting" if entry is None else _obstacle(record)
+    reason = "no published number for this method, data set and setting" if entry is None else _obstacle(record, vouched)
     if entry is None or reason:
         return Comparison({}, dict.fromkeys(metrics, reason), "" if entry is None else entry.source)
     values: dict[str, float] = {}
@@ -141,12 +147,15 @@ def _reference(identity: Mapping[str, Any], category: str | None, entries: Seque
     return None
 
 
-def _obstacle(record: Record) -> str:
+def _obstacle(record: Record, vouched: bool) -> str:
     """Why no number of this record may stand beside a published one, or an empty text."""
     identity = record.identity
     if marks := obstacles(record.marks):
         return ", ".join(marks)
-    if any(not str(value).startswith("sha256:") for value in identity["weights"].values()):
+    within = identity["checkpoint"] is not None
+    if within and not vouched:
+        return "how a checkpoint was trained is not known (bench reproduce --checkpoint)"
+    if any(not str(value).startswith("sha256:") and not within for value in identity["weights"].values()):
         return "the encoder has not the official weights"
     if identity["limit"] is not None:
         return f"limited to {identity['limit']} images a group"
@@ -156,7 +165,7 @@ def _obstacle(record: Record) -> str:
         return "checkpoint chosen on the test set"
     if any(identity["scoring"].get(key, value) != value for key, value in OFFICIAL_SCORING.items()):
         return "scoring constants differ from the papers'"
-    if why := _source_obstacle(identity):
+    if why := _source_obstacle(identity, vouched):
         return why
     skipped = sum(FINDINGS.get(item["status"], "error") == "error" for item in record.skipped)
     if skipped:
@@ -164,13 +173,14 @@ def _obstacle(record: Record) -> str:
     return _data_obstacle(identity)
 
 
-def _source_obstacle(identity: Mapping[str, Any]) -> str:
+def _source_obstacle(identity: Mapping[str, Any], vouched: bool) -> str:
     """Super-multi-class is published for the three data sets together, each whole; other sources are not stated."""
     source = identity["source"]
-    if source is None:
+    if source is None or (vouched and identity["checkpoint"] is not None):
         return ""
     if identity["setting"] != "super_multi_class":
-        return "the published source data set is not stated"
+        why = "" if vouched else "the published source data set is not stated"
+        return why or next((found for item in source.get("sets", []) if (found := _data_obstacle(item))), "")
     if tuple(item["dataset"] for item in source.get("sets", [])) != SUPER_MULTI_CLASS:
         return f"published for one model of {', '.join(SUPER_MULTI_CLASS)}"
     return next((why for item in source["sets"] if (why := _data_obstacle(item))), "")

@@ -2,7 +2,8 @@
 
 A pixel metric means something only with its mask rule and its definition (`harness.reported`), so one trained model is tested
 under each of PROTOCOLS. A row is judged where the protocol is the published one, and shown for information where it is not. Each
-protocol is a record of its own; the model is trained for the first of them and handed to the others.
+protocol is a record of its own; the model is trained for the first of them and kept for the others. The paper does not say which
+source data set its zero-shot numbers come from: they are judged for the one that the user names.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from inpbench.harness.errors import BenchError, NothingError, UsageError, did_you_mean
+from inpbench.harness.marks import marks_of
 from inpbench.harness.metrics import METRICS, PIXEL_METRICS
-from inpbench.harness.models import load_model, models_folder
+from inpbench.harness.models import kept_folder
 from inpbench.harness.plan import Cell, Request, make_plan
+from inpbench.harness.records import new_record
 from inpbench.harness.reported import Entry, compare, load_reported
+from inpbench.harness.sources import in_words, is_shared
 from inpbench.harness.tables import Cell as TableCell
 from inpbench.harness.tables import Column, Table
 
@@ -72,10 +76,16 @@ class Line:
 
 def published(method: str, dataset: str, setting: str, shots: int) -> Entry:
     """The published means of a cell. Raises `NothingError` naming what is published of the method instead."""
-    ours = [entry for entry in load_reported() if entry.reference and entry.category is None and entry.method == method]
+    ours = [
+        entry
+        for entry in load_reported()
+        if (entry.reference or (entry.setting == "zero_shot" and entry.kind == "paper" and entry.protocol))
+        and entry.category is None
+        and entry.method == method
+    ]
     for entry in ours:
         if (entry.dataset, entry.setting, entry.shots) == (dataset, setting, shots):
-            return entry
+            return replace(entry, reference=True)
     known = sorted({f"{e.dataset} {e.setting}" + (f" k={e.shots}" if e.shots else "") for e in ours})
     of = f"k={shots}" if shots else ""
     raise NothingError(
@@ -105,59 +115,59 @@ def parse_tolerances(text: str | None, trained: bool) -> dict[str, float]:
 
 
 def plan_protocols(request: Request, store: RecordStore, options: Options) -> list[Cell]:
-    """The cell of each protocol. Raises the refusal of the first that cannot run (weights are missing, ...)."""
+    """The cell of each protocol and data set. Raises the refusal of the first that cannot run (weights are missing, ...)."""
     cells = []
     for rule, variant in PROTOCOLS:
         scoring = replace(options.scoring, mask_rule=rule)
-        (cell,) = make_plan(replace(request, variant=variant), store, options.weights, scoring)
+        cells += make_plan(replace(request, variant=variant), store, options.weights, scoring)
+    for cell in cells:
         if cell.status == "impossible":
             raise cell.refusal or NothingError(
                 f"{cell.method.name} {cell.setting.name}: {cell.reason}", "Type: bench list settings"
             )
-        cells.append(cell)
     return cells
+
+
+def check_comparable(cells: Sequence[Cell], entries: Mapping[str, Entry]) -> None:
+    """Raise `NothingError` where no number of a data set could be judged, before anything is trained."""
+    for name, entry in entries.items():
+        reasons: dict[str, None] = {}
+        for cell in (cell for cell in cells if cell.dataset.name == name):
+            planned = new_record(cell.identity, cell.label, marks=marks_of(cell))
+            found = compare(planned, list(METRICS), entries=[entry], vouched=True)
+            if found.values:
+                break
+            reasons |= dict.fromkeys(found.reasons.values())
+        else:
+            raise NothingError(
+                f"No number on {name} would have the published protocol: {'; '.join(reasons)}.",
+                "Leave out what differs from the paper's recipe; bench run compares anything with anything.",
+            )
 
 
 def run_protocols(
     cells: Sequence[Cell], store: RecordStore, options: Options, progress: Callable[[Cell], Progress]
 ) -> list[Record]:
-    """Run what is not done; the model of the first finished protocol serves the others. Raises `BenchError` for a failed cell."""
+    """Run what is not done; what the first protocol trained the others test. Raises `BenchError` for a failed cell."""
     from inpbench.harness.runner import run_cell
 
     for cell in cells:
         if cell.status == "done":
             continue
-        donor = next((r for c in cells if c.id != cell.id and (r := store.find(c.id)) is not None and r.status == "done"), None)
-        lent = donor is not None and cell.identity["checkpoint"] is None and lend_models(store, donor, cell)
+        assert cell.request is not None
+        lender = kept_folder(store, cell.identity) if cell.identity["checkpoint"] is None else None
+        if lender is not None:
+            cell = replace(cell, request=replace(cell.request, phase="test"))
         scoring = replace(options.scoring, mask_rule=cell.identity["scoring"]["mask_rule"])
         record = run_cell(cell, store, replace(options, scoring=scoring, keep_models=True), progress(cell))
         if record.status != "done":
             error = record.error or {"type": "error", "message": "unknown"}
             raise BenchError(f"{cell.label} failed: {error['type']}: {error['message']}", "Run the same command again.")
-        if lent and donor is not None:
-            record.notes.append(f"trained by record {donor.id12}; tested here under another protocol")
+        if lender is not None and not is_shared(cell.identity):
+            record.notes.append(f"trained by record {lender.stem}; tested here under another protocol")
             store.write(record)
     records = [store.find(cell.id) for cell in cells]
     return [record for record in records if record is not None]
-
-
-def lend_models(store: RecordStore, donor: Record, cell: Cell) -> bool:
-    """Put the models of a record where the cell looks for its own, as if it had been killed after training.
-
-    False where the record kept none: the cell then trains. The two differ in scoring and metrics alone, which training never sees.
-    """
-    from inpbench.harness.snapshots import FolderSnapshots
-
-    blind = ("scoring", "metrics")
-    mine, theirs = ({k: v for k, v in identity.items() if k not in blind} for identity in (cell.identity, donor.identity))
-    assert mine == theirs, "a model is lent to the same training only"
-    folder = models_folder(store, donor)
-    names = sorted(path.stem for path in folder.glob("*.safetensors")) if folder.is_dir() else []
-    for name in names:
-        snapshots = FolderSnapshots(store.path_of(cell.identity).with_suffix(".work") / "models" / name)
-        snapshots.earlier_s = float(donor.cost.get("fit_s", 0.0)) / len(names)  # what its training cost, wherever it was done
-        snapshots.save_fitted(load_model(store, donor, name)[1])
-    return bool(names)
 
 
 # --- the comparison -------------------------------------------------------------------------------------------------
@@ -169,7 +179,7 @@ def compare_records(records: Sequence[Record], entry: Entry, tolerances: Mapping
     for record in records:
         first = record is records[0]
         names = [name for name in METRICS if first or name in PIXEL_METRICS]
-        allowed = compare(record, names, entries=[entry])
+        allowed = compare(record, names, entries=[entry], vouched=True)
         lines += [_line(record, name, entry, allowed.values, allowed.reasons, tolerances) for name in names]
     order = list(METRICS)
     return sorted(lines, key=lambda line: order.index(line.metric))
@@ -211,8 +221,8 @@ def judge(lines: Sequence[Line]) -> bool:
     return all(line.verdict == "reproduced" for line in judged)
 
 
-def table_of(lines: Sequence[Line], label: str, entry: Entry) -> Table:
-    """The lines as a table."""
+def table_of(lines: Sequence[Line], record: Record, entry: Entry) -> Table:
+    """The lines of one data set as a table; any of its records stands for all."""
     columns = [Column("metric", left=True), Column("masks", left=True), Column("definition", left=True)]
     columns += [Column("measured"), Column("published"), Column("difference"), Column("tolerance"), Column("", left=True)]
 
@@ -229,5 +239,11 @@ def table_of(lines: Sequence[Line], label: str, entry: Entry) -> Table:
     ]
     rule = entry.protocol.get("mask_rule", "unknown")
     caption = [f"Published: {entry.source}; mask rule {rule}, means over the categories, in per cent"]
+    caption += [f"Measured: {in_words(record.identity)}"] if record.identity["source"] else []
+    if record.identity["checkpoint"] is not None:
+        caption.append(f"Measured: checkpoint {record.identity['checkpoint'][:19]}; that it is the authors' is for you to know")
+    if entry.setting == "zero_shot":
+        caption.append("The paper does not state the source data set of these numbers.")
     data: list[dict[str, Any]] = [{**line.__dict__, "difference": line.difference} for line in lines]
-    return Table(f"{label} on {entry.dataset}, {entry.setting}", caption, columns, rows, data=data)
+    setting = f"{entry.setting} k={entry.shots}" if entry.shots else entry.setting
+    return Table(f"{record.label} on {entry.dataset}, {setting}", caption, columns, rows, data=data)

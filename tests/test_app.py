@@ -16,11 +16,11 @@ from methodkit import make_context
 from PIL import Image
 
 from inpbench.harness import app_page
-from inpbench.harness.api import Preprocess
 from inpbench.harness.app_page import HOST, Page, serve
 from inpbench.harness.app_sources import Source, checkpoint_source
+from inpbench.harness.colours import make_scale
 from inpbench.harness.errors import WeightsError
-from inpbench.harness.heatmap import CONTOUR, LEGEND_PX, colours, overlay, place
+from inpbench.harness.overlays import CONTOUR, LEGEND_PX, overlay_picture
 from inpbench.harness.weights import WeightStore
 from inpbench.methods.inp_former import InpFormerParams
 from inpbench.methods.inp_former.method import InpFormer
@@ -55,34 +55,18 @@ def picture(checkpoint: Path) -> Path:
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def test_place_undoes_crop_and_aspect() -> None:
-    """A spot in the crop lands where it came from, in an image that is twice as wide as high."""
-    preprocess = Preprocess(resize=(80, 80), crop=(64, 64))
-    amap = np.zeros((256, 256), dtype=np.float32)
-    amap[128 - 4 : 128 + 4, 64 - 4 : 64 + 4] = 1.0  # row 1/2, column 1/4 of the crop
-    placed = place(amap, preprocess, (200, 400))
-    assert placed.shape == (200, 400)
-    rows, columns = np.nonzero(np.nan_to_num(placed) > 0.5)
-    assert abs(rows.mean() - 99.5) < 1 and abs(columns.mean() - ((0.1 + 0.8 / 4) * 400 - 0.5)) < 1
-    seen = ~np.isnan(placed)
-    assert seen[20:180, 40:360].all() and not seen[:20].any() and not seen[:, :40].any() and not seen[180:].any()
-    whole = place(np.ones((8, 8), np.float32), Preprocess(resize=(64, 64), crop=(64, 64)), (31, 77))
-    assert (whole == 1).all()
-
-
-def test_scale_is_fixed_and_rgb() -> None:
-    low, high = colours(np.array([0.0, 1.0]), 0.0, 1.0)
-    assert tuple(low) == (8, 10, 60) and tuple(high) == (252, 255, 164)
-    red = Image.new("RGB", (200, 200), (255, 0, 0))
-    dark = np.asarray(overlay(red, np.full((200, 200), 0.01, np.float32), 1.0))
-    assert dark.shape == (200, 200 + LEGEND_PX, 3)
-    assert dark[100, 100, 0] > 100 > dark[100, 100, 2], "red stays red, and a low map stays dark"
-    bright = np.asarray(overlay(red, np.full((200, 200), 0.9, np.float32), 1.0))
-    assert bright[100, 100, 1] > dark[100, 100, 1] + 80
+def test_the_contour_lies_inside_the_region_and_the_scale_is_fixed() -> None:
+    red = np.full((200, 200, 3), (255, 0, 0), np.uint8)
+    scale = make_scale(0.0, 1.0)
+    dark = np.asarray(overlay_picture(red, np.full((200, 200), 0.01, np.float32), scale, 0.01, None))
+    assert dark[100, 100, 0] > 200 > 60 > dark[100, 100, 2], "red stays red, and a low map stays dark"
     step = np.zeros((200, 200), np.float32)
     step[50:100, 50:100] = 0.9
-    marked = np.asarray(overlay(red, step, 1.0, threshold=0.5))
-    assert tuple(marked[50, 70]) == CONTOUR and tuple(marked[75, 75]) != CONTOUR and tuple(marked[30, 30]) != CONTOUR
+    marked = np.asarray(overlay_picture(red, step, scale, 0.9, 0.5, contour=0.5))
+    assert tuple(marked[50, 70]) == tuple(marked[51, 70]) == CONTOUR and tuple(marked[99, 60]) == CONTOUR
+    assert all(tuple(marked[row, 75]) != CONTOUR for row in (30, 49, 52, 75, 100))
+    plain = np.asarray(overlay_picture(red, step, scale, 0.9, 0.5))
+    assert not (plain[:200] == CONTOUR).all(axis=-1).any()
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
@@ -95,7 +79,7 @@ def test_a_checkpoint_is_read_once(checkpoint: Path, picture: Path) -> None:
     answers = [source.ask(image, mode) for mode in ("zero_shot", "reconstruction", "zero_shot")]
     assert source.reads == 1
     assert answers[0].score == answers[2].score != answers[1].score, "the two modes are different quantities"
-    assert answers[0].placed.shape == (150, 300)
+    assert answers[0].amap.shape == (150, 300)
 
 
 def test_checkpoint_of_another_architecture(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,18 +110,38 @@ def test_page_without_a_browser(checkpoint: Path, picture: Path, tmp_path: Path)
     page = Page([source_of(checkpoint)], [picture], tmp_path)
     name = next(iter(page.sources))
     shown, drawn, score, message, files = page.run(str(picture), name, "zero_shot", 1.0, 0.5)
-    assert drawn.size == (300 + LEGEND_PX, 160) and f"{score:.4f}" in message and "300 x 150" in message
+    assert drawn.size == (300, 150 + LEGEND_PX) and f"{score:.4f}" in message and "300 x 150" in message
     raw = np.load(files[0])
     assert raw.shape == (150, 300) and np.isnan(raw[0, 0])
     np.testing.assert_array_equal(np.asarray(Image.open(files[1])), raw)
     again = page.draw(shown, 1.0, 2.0)
-    assert "below the threshold" in again[2] and again[1] == score
+    assert "not above the threshold" in again[2] and again[1] == score
     assert "above 0" in page.draw(shown, 0.0, 0.5)[2]
     (tmp_path / "broken.png").write_bytes(b"no image")
     nothing = page.run(str(tmp_path / "broken.png"), name, "zero_shot", 1.0, 0.5)
     assert nothing[1] is None and "broken.png: not an image" in nothing[3] and "Choose a PNG" in nothing[3]
     assert "Choose an image" in page.run(None, name, "zero_shot", 1.0, 0.5)[3]
     assert "Not comparable with published results: built-in encoder" in page.about(name).replace("&#45;", "-")
+
+
+def test_the_threshold_begins_where_normal_images_end(
+    checkpoint: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = [tmp_path / f"{level}.png" for level in (90, 120, 150)]
+    for level, path in zip((90, 120, 150), calm, strict=True):
+        Image.new("RGB", (80, 60), (level, level, level)).save(path)
+    source = source_of(checkpoint)
+    page = Page([source], [picture], tmp_path, calm)
+    name = next(iter(page.sources))
+    for mode in ("zero_shot", "reconstruction"):
+        scores = [source.ask(Image.open(path).convert("RGB"), mode).score for path in calm]  # type: ignore[arg-type]
+        high, threshold = page.choose_mode(name, mode)
+        assert high == app_page.SCALES[mode] and max(scores) <= threshold <= max(scores) + app_page.STEP
+    assert Page([source], [], tmp_path).threshold(name, "zero_shot") == app_page.THRESHOLD
+    (tmp_path / "bad").mkdir()
+    monkeypatch.setattr(app_page, "find_spec", lambda name: object())
+    nothing = bench("app", "--checkpoint", checkpoint, "--normal", tmp_path / "bad")
+    assert nothing.code == 3 and "holds no image file" in nothing.err
 
 
 # --- the page in a browser --------------------------------------------------------------------------------------------
@@ -193,7 +197,7 @@ def test_in_a_browser(browser: Any, checkpoint: Path, picture: Path, tmp_path: P
         wait(lambda: "wide.png, 300 x 150 pixels" in said(), "the map is shown")
         wait(lambda: find("#picture img"), "the picture is drawn")
         image = find("#picture img")[0]
-        wait(lambda: image.get_attribute("naturalWidth") == str(300 + LEGEND_PX), "the picture keeps the aspect ratio")
+        wait(lambda: image.get_attribute("naturalHeight") == str(150 + LEGEND_PX), "the picture keeps the aspect ratio")
         assert all(
             name in find("#files")[0].text.replace("\n", "") for name in ("wide_map.npy", "wide_map.tiff", "wide_overlay.png")
         )

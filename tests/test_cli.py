@@ -35,7 +35,7 @@ RAW = ["run", "--methods", "raw_pixel", *TINY]
         (["run", "-m", "raw_pixel", "-d", "mvtec_ad"], 3, "mvtec_ad: no data found", "--data-root"),
         (["run", "-m", "raw_pixel", "-d", "folder", "--data-root", "/nowhere"], 3, "/nowhere", "--data-root"),
         (["run", "-m", "inp_former", *TINY], 3, "dinov2_vitb14_reg4_pretrain.pth", "INPBENCH_WEIGHTS"),
-        (["run", "-m", "raw_pixel", "-d", "synthetic", "-s", "cross_class"], 4, "not yet", "bench list settings"),
+        (["run", "-m", "raw_pixel", "-d", "synthetic", "-s", "generalist"], 4, "raw_pixel supports", "bench list settings"),
         (["run", "-m", "raw_pixel", "-d", "synthetic", "--categories", "wodo"], 2, "Did you mean: wood", "--categories"),
         (["run", "-m", "raw_pixel"], 2, "Missing option '--dataset'", "bench run --help"),
         (["runn"], 2, "runn", "bench --help"),

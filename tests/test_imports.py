@@ -15,7 +15,7 @@ PACKAGES = ("harness", "methods", "datasets")
 HEAVY = {"torch", "timm", "open_clip", "sklearn", "pandas", "scipy", "PIL", "torchvision", "gradio", "onnx", "onnxruntime"}
 # Files that work on tensors or pixels: the only ones of the bench that import torch or PIL at the top.
 TENSOR_FILES = {
-    *("cost", "evaluation", "export_files", "export_graph", "heatmap", "images", "loading", "map_sheet", "pixels"),
+    *("cost", "evaluation", "export_files", "export_graph", "images", "loading", "map_sheet", "pixels"),
     *("predictor", "references", "runner", "scoring", "scratch", "training"),
 }
 

@@ -80,22 +80,25 @@ def reference_forward(state: dict[str, Tensor], tokens: Tensor, heads: int, dept
     return out, prototypes
 
 
-def test_the_network_against_the_formulas() -> None:
+@pytest.mark.parametrize("prefix", [0, 5])
+def test_the_network_against_the_formulas(prefix: int) -> None:
+    """prefix: class and register tokens that were kept; they take part in everything but the maps."""
     torch.manual_seed(0)
     network = InpFormerNetwork(12, 3, 5, 4, ((0, 1), (2, 3))).double()
     for parameter in network.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
-    tokens = torch.randn(2, 6, 12, dtype=torch.float64)
+    tokens = torch.randn(2, prefix + 6, 12, dtype=torch.float64)
     target = torch.randn(2, 12, 2, 3, dtype=torch.float64)
     output = network(Features(tokens, (target, target)))
     decoded, prototypes = reference_forward(network.state_dict(), tokens, 3, 4)
     torch.testing.assert_close(output.prototypes, prototypes, rtol=1e-9, atol=1e-9)
     for group, (first, second) in enumerate(((3, 2), (1, 0))):  # reversed: the last blocks belong to the shallow group
-        expected = ((decoded[first] + decoded[second]) / 2).transpose(1, 2).reshape(2, 12, 2, 3)
+        expected = ((decoded[first] + decoded[second]) / 2)[:, prefix:].transpose(1, 2).reshape(2, 12, 2, 3)
         torch.testing.assert_close(output.outputs[group], expected, rtol=1e-9, atol=1e-9)
     distance = torch.stack([1 - torch.stack([reference_cosine(t, p) for p in prototypes[b]]) for b in range(2) for t in tokens[b]])
-    assert output.assignment.flatten().tolist() == distance.argmin(1).tolist()
-    torch.testing.assert_close(output.distance.flatten(), distance.min(1).values, rtol=1e-9, atol=1e-9)
+    nearest, which = (values.reshape(2, -1)[:, prefix:] for values in distance.min(1))
+    assert output.assignment.tolist() == which.tolist()
+    torch.testing.assert_close(output.distance, nearest, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(output.coherence, distance.min(1).values.mean(), rtol=1e-9, atol=1e-9)
 
 
@@ -160,6 +163,36 @@ def test_impossible_parameters_are_usage_errors(key: str, value: str) -> None:
     with pytest.raises(UsageError) as caught:
         parameters.build("inp_former", InpFormerParams, {key: value})
     assert caught.value.hint and "METHOD" not in caught.value.hint
+
+
+def test_the_options_of_the_anomalib_port() -> None:
+    """Target layers, fusion groups and class tokens as texts; the default of the last stays out of an identity."""
+    asked = {"target_layers": "2,5,8", "encoder_groups": "0;1,2", "decoder_groups": "0-3;4-7", "remove_class_token": "no"}
+    params = parameters.build("inp_former", InpFormerParams, asked)
+    assert params.layers == (2, 5, 8) and params.encoder_groups == ((0,), (1, 2)) and params.remove_class_token is False
+    assert parameters.plain(params)["remove_class_token"] is False
+    assert "remove_class_token" not in parameters.plain(InpFormerParams())
+    assert parameters.plain(InpFormerParams(), every=True)["remove_class_token"] is True
+    assert parameters.build("inp_former", InpFormerParams, parameters.from_plain(parameters.plain(params))) == params
+    with pytest.raises(UsageError, match="as many groups as encoder_groups"):
+        parameters.build("inp_former", InpFormerParams, {"decoder_groups": "0-7"})
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_class_and_register_tokens_go_through_where_asked_for(engine: Any) -> None:
+    images = Stripes((56, 70), 4).batch(range(4))
+    params = dataclasses.replace(PARAMS, remove_class_token=False)
+    method = InpFormer(params, make_context(dtype=torch.float32, engine=engine))
+    assert method.encode(images).fused.shape == (4, 5 + 20, 24)
+    assert InpFormer(PARAMS, make_context(dtype=torch.float32)).encode(images).fused.shape == (4, 20, 24)
+    method.fit(Stripes((56, 70), 8))
+    assert method.predict(images).amap.shape == method.zero_shot_map(images).shape == (4, 4, 5)
+    explained = method.explain(images)
+    assert explained["prototype"].shape == (4, params.inp_num, 4, 5) and explained["distance"].shape == (4, 1, 4, 5)
+    torch.testing.assert_close(explained["distance"][:, 0], method.zero_shot_map(images), rtol=1e-5, atol=1e-6)
+    again = InpFormer(PARAMS, make_context(dtype=torch.float32, engine=engine))
+    again.load_state(method.state())
+    assert not torch.equal(again.predict(images).amap, method.predict(images).amap), "the same tensors, another network"
 
 
 def test_every_preset_builds() -> None:

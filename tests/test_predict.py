@@ -15,9 +15,10 @@ from PIL import Image
 
 from inpbench.harness.api import Prediction, Preprocess
 from inpbench.harness.colours import NOT_SCORED, make_scale, overlay, paint
-from inpbench.harness.errors import UsageError
+from inpbench.harness.errors import DataError, UsageError
 from inpbench.harness.geometry import map_on_image
 from inpbench.harness.image_files import find_images, output_names
+from inpbench.harness.overlays import LEGEND_PX, overlay_picture
 from inpbench.harness.predictor import Predictor, scoring_of
 from inpbench.harness.thresholds import f1_threshold, parse_rule, quantile_threshold
 from inpbench.harness.tiles import Blend, tile_boxes
@@ -260,6 +261,8 @@ def test_tiles_need_thresholds_of_their_own(trained: tuple[Path, str], tmp_path:
     arguments = ["predict", record, "--images", root / "weave/test/good", "--results", results, "--tile", "48", "--overlap", "16"]
     refused = bench(*arguments, "--out", tmp_path / "a", "--threshold", "quantile=0.9")
     assert refused.code == 2 and "--normal" in refused.err
+    without = bench(*arguments, "--out", tmp_path / "c", "--no-overlays", "--maps", "none")
+    assert without.code == 0 and "--normal DIR chooses one" in without.err
     outcome = bench(*arguments, "--out", tmp_path / "b", "--normal", root / "weave/train/good", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json()["threshold"]["normal_images"] == 6 and outcome.json()["model"]["tile"] == [48, 48]
@@ -286,6 +289,20 @@ def test_predict_errors(arguments: list[str], code: int, text: str, tmp_path: Pa
 def test_out_inside_images_is_refused(tmp_path: Path) -> None:
     outcome = bench("predict", "abcdef", "--images", tmp_path, "--out", tmp_path / "out")
     assert outcome.code == 2 and "lies inside" in outcome.err
+
+
+def test_a_video_file_says_how_to_get_its_frames(tmp_path: Path) -> None:
+    (tmp_path / "belt.MP4").write_bytes(b"x")
+    with pytest.raises(DataError, match="is a video") as error:
+        find_images(tmp_path / "belt.MP4")
+    assert "ffmpeg -i belt.MP4 belt/%06d.png" in error.value.hint
+
+
+def test_the_legend_grows_with_the_picture() -> None:
+    for width, factor in ((500, 1), (2100, 2)):
+        amap = np.zeros((60, width), np.float32)
+        picture = overlay_picture(np.full((60, width, 3), 99, np.uint8), amap, make_scale(0, 1), 0.3, 0.5)
+        assert picture.size == (width, 60 + factor * LEGEND_PX)
 
 
 def test_constants_of_newer_scoring_are_not_guessed() -> None:

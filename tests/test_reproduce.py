@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import TINY, bench
@@ -23,19 +24,17 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
     return entries
 
 
-def entry(metrics: dict[str, float | None], rule: str = "gt0") -> Entry:
+def entry(metrics: dict[str, float | None], rule: str = "gt0", **others: Any) -> Entry:
     definitions = {"p_auroc": "exact", "p_ap": "exact", "p_f1max": "exact", "aupro": "steps200"}
+    cell = {"dataset": "synthetic", "setting": "multi_class", "shots": 0, "reference": True} | others
     return Entry(
         method="raw_pixel",
         display="raw pixels",
-        dataset="synthetic",
-        setting="multi_class",
-        shots=0,
         category=None,
         metrics=metrics,
         protocol={"mask_rule": rule, "definitions": definitions},
-        reference=True,
         source="a test",
+        **cell,
     )
 
 
@@ -107,3 +106,97 @@ def test_tolerances() -> None:
     for bad in ("x", "p_app=1", "-1", "nan", "p_ap="):
         with pytest.raises(UsageError, match="--tolerance"):
             reproduce.parse_tolerances(bad, trained=True)
+
+
+# --- every setting ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from inpbench.datasets.synthetic import SyntheticParams, generate
+
+    folder = tmp_path_factory.mktemp("target")
+    generate(folder, SyntheticParams(size=64, seed=5, train=3, normal=2, defective=1, categories="tile"))
+    return folder
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images of each training of raw_pixel."""
+    from inpbench.methods.raw_pixel.model import RawPixel
+
+    seen: list[int] = []
+    fit = RawPixel.fit
+    monkeypatch.setattr(RawPixel, "fit", lambda self, train: (seen.append(len(train)), fit(self, train))[1])
+    return seen
+
+
+def test_few_shot(tmp_path: Path, publish: list[Entry], fits: list[int]) -> None:
+    publish.append(entry(dict.fromkeys(METRICS, 0.5), setting="few_shot", shots=2))
+    outcome = bench(*command(tmp_path, "--setting", "few_shot", "--shots", "2"))
+    assert outcome.code == 1 and fits == [2], outcome.err
+    assert outcome.json()[0]["title"] == "raw_pixel on synthetic, few_shot k=2"
+    which = bench(*command(tmp_path, "--setting", "few_shot"))
+    assert which.code == 2 and "--shots 4" in which.err
+
+
+def test_zero_shot_is_judged_for_the_source_that_is_named(
+    tmp_path: Path, publish: list[Entry], fits: list[int], target: Path
+) -> None:
+    publish.append(entry(dict.fromkeys(METRICS, 0.5), setting="zero_shot", reference=False))
+    others = ["--setting", "zero_shot", "--source", "folder", "--source-root", target]
+    outcome = bench(*command(tmp_path, *others))
+    assert outcome.code == 1 and fits == [3], outcome.err
+    (table,) = outcome.json()
+    assert {row["verdict"] for row in table["rows"] if row["mask_rule"] == "gt05"} == {"not comparable"}, "published with gt0"
+    told = bench(*(word for word in command(tmp_path, *others, "--tolerance", "60") if word != "--json"))
+    assert told.code == 0 and fits == [3], "judged by the given tolerance, and nothing is trained twice"
+    assert "Measured: from folder" in told.out and "The paper does not state the source data set" in told.out
+    lacking = bench(*command(tmp_path, "--setting", "zero_shot"))
+    assert lacking.code == 2 and "--source real_iad" in lacking.err
+
+
+def test_super_multi_class_is_one_training_and_a_table_for_each_set(
+    tmp_path: Path, publish: list[Entry], fits: list[int], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reported, "SUPER_MULTI_CLASS", ("synthetic", "folder"))
+    numbers = dict.fromkeys(METRICS, 0.5)
+    publish += [entry(numbers, setting="super_multi_class", dataset=name) for name in ("synthetic", "folder")]
+    words = command(tmp_path, "--setting", "super_multi_class", "--data-root", f"folder={target}")
+    words[words.index("--dataset") + 1] = "synthetic,folder"
+    outcome = bench(*words)
+    assert outcome.code == 1 and fits == [6 + 3], outcome.err
+    assert [table["title"].split(" ")[2] for table in outcome.json()] == ["synthetic,", "folder,"]
+    assert all(len(table["rows"]) == 3 + 4 * 4 for table in outcome.json())
+
+
+def test_what_could_not_be_judged_is_not_trained(
+    tmp_path: Path, publish: list[Entry], fits: list[int], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = dict.fromkeys(METRICS, 0.5)
+    publish += [entry(numbers, setting="super_multi_class", dataset=name) for name in ("synthetic", "folder")]
+    words = command(tmp_path, "--setting", "super_multi_class", "--data-root", f"folder={target}")
+    words[words.index("--dataset") + 1] = "synthetic,folder"
+    lacking = bench(*words)
+    assert lacking.code == 4 and "published for one model of mvtec_ad, visa, real_iad" in lacking.err
+    publish.append(entry(numbers))
+    monkeypatch.setattr(reproduce, "marks_of", lambda cell: ["built-in encoder"])
+    marked = bench(*command(tmp_path))
+    assert marked.code == 4 and "built-in encoder" in marked.err and fits == []
+
+
+def test_an_official_checkpoint_is_judged_where_its_user_says_so() -> None:
+    """Whose training a checkpoint is cannot be seen: `bench reproduce` takes its user's word, a leaderboard does not."""
+    from recordkit import record
+
+    within = {"weights": {"dinov2reg_vit_base_14": "in the checkpoint"}, "checkpoint": "sha256:0", "limit": None}
+    for setting, source in (("multi_class", None), ("super_multi_class", {"dataset": "not stated", "sets": []})):
+        found = next(e for e in reported.load_reported() if e.reference and e.method == "inp_former" and e.setting == setting)
+        measured = record(**within, dataset=found.dataset, setting=setting, source=source)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reported, "_data_obstacle", lambda identity: "")
+            refused = reported.compare(measured, ["i_auroc"], entries=[found])
+            assert "--checkpoint" in refused.reasons["i_auroc"] and not refused.values
+            assert reported.compare(measured, ["i_auroc"], entries=[found], vouched=True).values == {
+                "i_auroc": found.metrics["i_auroc"]
+            }

@@ -318,6 +318,11 @@ def test_a_method_without_official_checkpoints_says_so(results: Path, tmp_path: 
     [
         (["-s", "zero_shot", "-d", "synthetic"], "none is named", "--source real_iad"),
         (["-s", "zero_shot", "-d", "synthetic", "--source", "synthetic"], "source and target are the same", "another --source"),
+        (
+            ["-s", "zero_shot", "-d", "synthetic", "--source", "synthetic", "--checkpoint", "m.pth"],
+            "was trained on synthetic, which is what would be tested",
+            "another --dataset",
+        ),
         (["-s", "zero_shot", "-d", "synthetic", "--source", "visaa"], "Did you mean: visa", "bench list datasets"),
         (["-d", "synthetic", "--source", "visa"], "multi_class has no source", "zero_shot"),
         (["-d", "synthetic", "--source-root", "x"], "--source, which is not given", "--source NAME"),

@@ -26,6 +26,9 @@ def app(
     preset: Annotated[str, typer.Option("--preset", help="Parameters of the checkpoint's method.")] = "paper",
     encoder: Encoder = None,
     set_: Set = None,
+    normal: Annotated[
+        Path | None, typer.Option("--normal", metavar="DIR", help="Normal images: the threshold begins at their 0.995 quantile.")
+    ] = None,
     port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port (default: the first free from 7860).")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     weights: Weights = None,
@@ -41,11 +44,16 @@ def app(
     from inpbench.harness.app_page import HOST, require_gradio, serve
     from inpbench.harness.app_sources import NEXT, checkpoint_source, record_sources
     from inpbench.harness.cli.run import find_device
+    from inpbench.harness.image_files import find_images
     from inpbench.harness.params import split_settings
     from inpbench.harness.records import RecordStore
     from inpbench.harness.weights import WeightStore
 
     require_gradio()
+    calm: list[Path] = []
+    if normal is not None:
+        root, files = find_images(normal)
+        calm = [root / file for file in files]
     if checkpoint is None and (encoder or set_ or preset != "paper"):
         raise UsageError("--encoder, --preset and --set describe a checkpoint; none is given.", "Type: bench app --checkpoint FILE")
     store = RecordStore(results_folder(results))
@@ -65,7 +73,7 @@ def app(
         raise NothingError(f"No INP-Former record with a kept model in {store.folder}.", NEXT)
     typer.echo(f"reading {sources[0].about}", err=True)
     sources[0].method()  # a checkpoint of another architecture is an error now, not at the first click
-    demo = serve(sources, _examples(), port, block=False)
+    demo = serve(sources, _examples(), port, normal=calm, block=False)
     typer.echo(f"http://{HOST}:{demo.server_port}  (this machine only; Ctrl-C ends it)", err=True)
     demo.block_thread()
 

@@ -142,7 +142,7 @@ def _parameters(kind: Kind, name: str) -> list[dict[str, Any]]:
     from inpbench.harness.registry import DATASETS, METHODS
 
     info: MethodInfo | DatasetInfo = DATASETS.get(name) if kind is Kind.datasets else METHODS.get(name)
-    defaults = plain(info.params())
+    defaults = plain(info.params(), every=True)
     presets = info.presets if isinstance(info, MethodInfo) else {}
     rows = []
     for key, type_ in field_types(info.params).items():

@@ -280,6 +280,8 @@ def _print(content: dict[str, Any], out: Path, trained: Trained, live: Any, json
             "Warning: F1 is highest when every image is called anomalous; --threshold quantile=0.995 looks at normal images only."
         )
         live.console.print(message, markup=False, style="yellow", soft_wrap=True)
+    if limit is None and (content["model"]["tile"] is not None or trained.scores is None):
+        live.console.print("No threshold, so no verdicts: --normal DIR chooses one from normal images.", markup=False)
     for mark in trained.facts.get("marks", []):
         live.console.print(f"Model: {mark}", markup=False)
     skipped = sum(row["status"] == "skipped" for row in rows)

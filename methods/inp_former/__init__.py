@@ -5,10 +5,10 @@ Importing this folder imports no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from inpbench.harness.api import MethodInfo
+from inpbench.harness.api import LATER, MethodInfo
 from inpbench.methods.reconstruction_params import DEMO, FAST, SMOKE, ReconstructionParams, encoder_weights
 
 
@@ -23,6 +23,7 @@ class InpFormerParams(ReconstructionParams):
     epochs: int = 200  # where `steps` is none
     mining_power: float = 3.0  # exponent of the soft mining; 0: off
     gather_weight: float = 0.2  # weight of the coherence loss
+    remove_class_token: bool = field(default=True, metadata=LATER)  # False: class and register tokens pass through the head, too
 
 
 INFO = MethodInfo(

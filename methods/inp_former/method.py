@@ -31,6 +31,7 @@ class InpFormer(ReconstructionMethod):
     advice = "Type: --set inp_former.lr=5e-4 --set inp_former.warmup=500"
 
     def __init__(self, params: InpFormerParams, ctx: Context) -> None:
+        self.keep_prefix = not params.remove_class_token
         super().__init__(params, ctx)
 
     def build(self) -> nn.Module:
@@ -85,12 +86,15 @@ class InpFormer(ReconstructionMethod):
         attention = cast(CrossAttentionBlock, network.decoder[min(DRAWN_BLOCK, len(network.decoder) - 1)]).attn
         seen: list[Tensor] = []
         hook = attention.register_forward_hook(lambda module, inputs, output: seen.append(module.attend(*inputs)[1]))
+        factored, network.factored = network.factored, False  # block by block and not compiled: the hook must see the attention
         try:
-            output = cast(InpFormerOutput, self.decode(self.encode(images)))
+            with self._autocast():
+                output: InpFormerOutput = network(self.encode(images))
         finally:
             hook.remove()
+            network.factored = factored
         height, width = output.targets[0].shape[-2:]
-        weights = seen[0].mean(dim=1).transpose(-2, -1)  # (B, heads, N, M) -> (B, M, N)
+        weights = seen[0].mean(dim=1).transpose(-2, -1)[..., -height * width :]  # (B, heads, T, M) -> (B, M, N)
         return {
             "prototype": weights.reshape(len(images), -1, height, width),
             "distance": output.distance.reshape(-1, 1, height, width),

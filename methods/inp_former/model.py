@@ -3,7 +3,8 @@
     P = extractor(learnable queries, x)                   prototypes (B, M, D), one cross-attention block
     z = bottleneck MLP(x);  z <- block(z, P), 8 times     no residual around the attention: only prototypes pass
     coherence = mean over tokens of the smallest 1 - cos(x, P)
-x is the mean of the target layers, patch tokens only. Attribute names are a contract: official checkpoints need them.
+x is the mean of the target layers; patch tokens only, unless class and register tokens were kept: they then take part in everything
+but the maps, the coherence included. Attribute names are a contract: official checkpoints need them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class InpFormerOutput(NamedTuple):
 
     targets: tuple[Tensor, ...]  # grouped encoder maps (B, D, h, w)
     outputs: tuple[Tensor, ...]  # grouped decoder maps (B, D, h, w)
-    coherence: Tensor  # scalar, the mean of `distance`
+    coherence: Tensor  # scalar, the mean of `distance` (and of the class and register tokens', where they are kept)
     distance: Tensor  # (B, h * w) 1 - cos of each token to its nearest prototype
     assignment: Tensor  # (B, h * w) which prototype that is
     prototypes: Tensor  # (B, M, D)
@@ -57,7 +58,7 @@ class InpFormerNetwork(nn.Module):
         return prototypes
 
     def forward(self, features: Features) -> InpFormerOutput:
-        """Features with fused (B, h * w, D) -> the reconstruction."""
+        """Features with fused (B, T, D), T = h * w, or more where class and register tokens are kept -> the reconstruction."""
         tokens = features.fused
         prototypes = self.extract(tokens)
         distance, assignment = nearest_prototype(tokens, prototypes)
@@ -72,7 +73,10 @@ class InpFormerNetwork(nn.Module):
             decoded.append(hidden)
         height, width = features.groups[0].shape[-2:]
         outputs = group_maps([layer.to(tokens.dtype) for layer in reversed(decoded)], self.groups, (height, width))
-        return InpFormerOutput(features.groups, outputs, distance.mean(), distance, assignment, prototypes)
+        patches = count - height * width  # where they begin
+        return InpFormerOutput(
+            features.groups, outputs, distance.mean(), distance[:, patches:], assignment[:, patches:], prototypes
+        )
 
 
 def nearest_prototype(tokens: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
