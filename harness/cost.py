@@ -104,10 +104,11 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def count_cost(method: Any, size: Size, options: Options, cost: Cost) -> None:
     """Fill in parameters, operations and memory.
 
-    Learned ("trainable") are the numbers of the method's `state()`: weights, or a memory bank. The total adds the parameters of the
+    Learned ("trainable") are the numbers of the method's `state()`: weights, or a memory bank, but not the reference images that a
+    method which is told the category keeps (`references/...`). The total adds the parameters of the
     torch modules among its attributes that are not in the state: the frozen encoder.
     """
-    state = method.state()
+    state = {key: value for key, value in method.state().items() if not key.startswith("references/")}
     modules = [value for value in vars(method).values() if isinstance(value, torch.nn.Module)]
     learned = {tensor.data_ptr(): tensor.numel() for tensor in state.values() if tensor.numel()}
     frozen = {tensor.data_ptr(): tensor.numel() for module in modules for tensor in module.parameters() if tensor.numel()}
