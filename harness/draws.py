@@ -49,13 +49,13 @@ class Drawing:
             self._give_up(error)
 
     def add(self, maps: torch.Tensor, masks: torch.Tensor, has_pixels: torch.Tensor) -> None:
-        """maps: (B, H, W) smoothed. masks: (B, H, W) bool. has_pixels: (B,) bool on the host."""
+        """maps: (B, H, W) smoothed. masks: (B, H, W) bool, on any device. has_pixels: (B,) bool on the host."""
         self._has_pixels += has_pixels.tolist()
         if not self._files or not has_pixels.any():
             return
         if not has_pixels.all():
-            chosen = has_pixels.nonzero().flatten().to(maps.device)
-            maps, masks = maps.index_select(0, chosen), masks.index_select(0, chosen)
+            chosen = has_pixels.nonzero().flatten()
+            maps, masks = (part.index_select(0, chosen.to(part.device)) for part in (maps, masks))
         # On a GPU this batch is copied while the next one is computed; nobody waits but for the batch before.
         parts = [part.to("cpu", non_blocking=True) for part in (maps.float(), masks)]
         ready = torch.cuda.Event() if maps.is_cuda else None  # type: ignore[no-untyped-call]

@@ -98,9 +98,9 @@ def test_nothing_heavy_at_import(path: Path) -> None:
     "arguments", [["--help"], ["list", "methods"], ["list", "datasets"], ["list", "settings"], ["run", "--help"]], ids=" ".join
 )
 def test_command_line_is_instant(arguments: list[str], tmp_path: Path) -> None:
-    """No torch, and less than 0.4 s of processor time (the best of four: this is a bound on us, not on the machine).
+    """No torch, and less than 0.4 s of processor time, or than twelve times an empty Python where the machine is slow or busy.
 
-    With compiled bytecode, as pip leaves it: the first of the four writes it, whatever PYTHONDONTWRITEBYTECODE says here.
+    The best of four. With compiled bytecode, as pip leaves it: the first of the four writes it, whatever PYTHONDONTWRITEBYTECODE says here.
     """
     code = (
         "import sys, resource\n"
@@ -113,16 +113,18 @@ def test_command_line_is_instant(arguments: list[str], tmp_path: Path) -> None:
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(tmp_path)
-    seconds = []
+    empty = "import resource\nusage = resource.getrusage(resource.RUSAGE_SELF)\nprint('HEAVY []', usage.ru_utime + usage.ru_stime)"
+    seconds: dict[str, list[float]] = {code: [], empty: []}
     for _ in range(4):
-        done = subprocess.run(
-            [*PYTHON, "-c", code], capture_output=True, text=True, cwd=os.sep, check=False, timeout=60, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        last = done.stdout.strip().splitlines()[-1]
-        assert "HEAVY []" in last, last
-        seconds.append(float(last.rsplit(" ", 1)[1]))
-    assert min(seconds) < 0.4, seconds
+        for text, found in seconds.items():
+            done = subprocess.run(
+                [*PYTHON, "-c", text], capture_output=True, text=True, cwd=os.sep, check=False, timeout=60, env=environment
+            )
+            assert done.returncode == 0, done.stderr
+            last = done.stdout.strip().splitlines()[-1]
+            assert "HEAVY []" in last, last
+            found.append(float(last.rsplit(" ", 1)[1]))
+    assert min(seconds[code]) < max(0.4, 12 * min(seconds[empty])), seconds
 
 
 def test_house_rules_of_size() -> None:
