@@ -100,7 +100,8 @@ def test_nothing_heavy_at_import(path: Path) -> None:
 def test_command_line_is_instant(arguments: list[str], tmp_path: Path) -> None:
     """No torch, and less than 0.4 s of processor time, or than twelve times an empty Python where the machine is slow or busy.
 
-    The best of four. With compiled bytecode, as pip leaves it: the first of the four writes it, whatever PYTHONDONTWRITEBYTECODE says here.
+    The best of four. With compiled bytecode, as pip leaves it: the first of the four writes it, whatever
+    PYTHONDONTWRITEBYTECODE says here.
     """
     code = (
         "import sys, resource\n"
