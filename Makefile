@@ -27,9 +27,9 @@ $(READY): pyproject.toml
 demo: setup
 	$(BIN)/bench run --methods inp_former,dinomaly,raw_pixel --dataset synthetic --encoder builtin --preset demo --results results/runs
 
-# One thread: the models of the tests are tiny, and threads that wait for each other on a busy machine are ten times slower.
+# A process a core with one thread each: the models of the tests are tiny, and threads that wait for each other are ten times slower.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not benchmarks and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile -m "not benchmarks and not gpu"
 
 # Links in the shape of the package: mypy cannot see through an editable install, and gpu-check can do without one.
 links:

@@ -21,7 +21,7 @@ RAW = ["run", "--methods", "raw_pixel", *TINY]
         (
             ["run", "-m", "inpformer", "-d", "synthetic"],
             2,
-            "Unknown method 'inpformer'. Did you mean: inp_former?",
+            "Unknown method 'inpformer'. Did you mean: inp_former",
             "bench list methods",
         ),
         (["run", "-m", "raw_pixel", "-d", "mvtech"], 2, "Unknown dataset 'mvtech'. Did you mean: mvtec_ad", "bench list datasets"),

@@ -92,14 +92,13 @@ def run(
         prompts=prompts,
         phase=phase.value,
     )
-    which_maps = parse_maps_of(maps_of)
     options = {
         "eval_batch": eval_batch,
         "snapshot_every_s": snapshot_every,
         "pixel_cache": pixel_cache,
         "keep_models": keep_models,
         "intervals": intervals,
-        "save_maps": which_maps if save_maps else None,
+        "save_maps": parse_maps_of(maps_of) if save_maps else None,
         "weights": WeightStore(weights, download=download, dry=dry_run),
         "scoring": Scoring(mask_rule=mask_rule.value),
         "force": force,
