@@ -101,9 +101,8 @@ def run(
         "save_maps": parse_maps_of(maps_of) if save_maps else None,
         "weights": WeightStore(weights, download=download, dry=dry_run),
         "scoring": Scoring(mask_rule=mask_rule.value),
-        "force": force,
     }
-    _run(request, options, results_folder(results), device, display, force=force, dry_run=dry_run, json_=json_)
+    _run(request, options | {"force": force}, results_folder(results), device, display, force=force, dry_run=dry_run, json_=json_)
 
 
 def _run(
