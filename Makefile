@@ -29,7 +29,7 @@ demo: setup
 
 # A process a core with one thread each: the models of the tests are tiny, and threads that wait for each other are ten times slower.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile -m "not benchmarks and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist worksteal -m "not benchmarks and not gpu"
 
 # Links in the shape of the package: mypy cannot see through an editable install, and gpu-check can do without one.
 links:

@@ -38,11 +38,12 @@ VERIFIED = {
     "not_available": "known to exist, could not be read",
 }
 # How each variant of our metrics defines the pixel metrics. strips200: 200 strips, interpolated at 0.3 (INP-Former's code today);
-# steps200: 200 thresholds, FPR rescaled by its maximum (Dinomaly). The 1e-7 in the papers' F1 is below what they print.
+# strips1000: the same with 1,000 (CRR); steps200: 200 thresholds, FPR rescaled by its maximum (Dinomaly). The 1e-7 in the papers' F1 is below what they print.
 DEFINITIONS: dict[str, dict[str, str]] = {
     "exact": {"p_auroc": "exact", "p_ap": "exact", "p_f1max": "exact", "aupro": "exact"},
     "dinomaly": {"p_auroc": "exact", "p_ap": "exact", "p_f1max": "exact", "aupro": "steps200"},
     "paper": {"p_auroc": "strips200", "p_ap": "strips200", "p_f1max": "exact", "aupro": "strips200"},
+    "crr": {"p_auroc": "strips1000", "p_ap": "strips1000", "p_f1max": "exact", "aupro": "strips1000"},
 }
 # The constants of the originals' evaluation (harness/scoring.py, which imports torch); other constants give other numbers.
 OFFICIAL_SCORING: dict[str, Any] = {"metric_size": [256, 256], "kernel": 5, "sigma": 4.0, "top_ratio": 0.01}

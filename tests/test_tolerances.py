@@ -132,7 +132,7 @@ def test_annotations(learned: tuple[RecordStore, Path]) -> None:
 @pytest.mark.slow
 def test_a_planted_regression_is_caught_and_noise_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sign of Dinomaly's loss is changed; another seed alone is no regression."""
-    from inpbench.methods.dinomaly import method
+    from inpbench.methods import noisy
 
     data: list[Any] = ["--dataset", "synthetic", "--set", "synthetic.train=12", "--categories", "tile,nut"]
     small = ["--set", "synthetic.size=96", "--set", "synthetic.normal=8", "--set", "synthetic.defective=2"]
@@ -147,8 +147,8 @@ def test_a_planted_regression_is_caught_and_noise_is_not(tmp_path: Path, monkeyp
         if path != one:
             path.unlink()
     assert bench("check", "--results", runs, "--baselines", folder).code == 0
-    loss = method.mined_global_cosine
-    monkeypatch.setattr(method, "mined_global_cosine", lambda *given, **named: -1.0 * loss(*given, **named))
+    loss = noisy.mined_global_cosine
+    monkeypatch.setattr(noisy, "mined_global_cosine", lambda *given, **named: -1.0 * loss(*given, **named))
     assert bench(*run, "--seeds", "1", "--results", tmp_path / "planted").code == 0
     answer = bench("check", "--results", tmp_path / "planted", "--baselines", folder, "--github")
     assert answer.code == 1 and "::error file=" in answer.out
