@@ -38,7 +38,8 @@ VERIFIED = {
     "not_available": "known to exist, could not be read",
 }
 # How each variant of our metrics defines the pixel metrics. strips200: 200 strips, interpolated at 0.3 (INP-Former's code today);
-# strips1000: the same with 1,000 (CRR); steps200: 200 thresholds, FPR rescaled by its maximum (Dinomaly). The 1e-7 in the papers' F1 is below what they print.
+# strips1000: the same with 1,000 (CRR); steps200: 200 thresholds, FPR rescaled by its maximum (Dinomaly). The 1e-7 in the papers'
+# F1 is below what they print.
 DEFINITIONS: dict[str, dict[str, str]] = {
     "exact": {"p_auroc": "exact", "p_ap": "exact", "p_f1max": "exact", "aupro": "exact"},
     "dinomaly": {"p_auroc": "exact", "p_ap": "exact", "p_f1max": "exact", "aupro": "steps200"},

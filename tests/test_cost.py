@@ -17,7 +17,7 @@ from interpreter import PYTHON
 from recordkit import record
 
 from inpbench.harness.api import Prediction
-from inpbench.harness.cost import Cost, count_cost, peak_memory_mb
+from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.cost_table import QUANTITIES, cost_tables
 from inpbench.harness.leaderboard import build_tables
 from inpbench.harness.tables import FORMATS, render
