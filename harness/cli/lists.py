@@ -176,6 +176,9 @@ def _parameters(kind: Kind, name: str) -> list[dict[str, Any]]:
     return rows
 
 
+_DETAILS = ("members", "presets", "version", "paper")  # of methods: in --json, where they do not squeeze the rest
+
+
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -185,7 +188,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         typer.echo("nothing", err=True)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = list(dict.fromkeys(key for row in rows for key in row if key != "members"))
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in _DETAILS))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
