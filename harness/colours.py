@@ -49,8 +49,8 @@ class Scale(NamedTuple):
 
 
 def make_scale(low: float, high: float) -> Scale:
-    """A scale; raises `UsageError` unless low < high, both finite. Equal ends (one flat data set) are set apart by a hair."""
-    if low == high and np.isfinite(low):
+    """A scale; raises `UsageError` unless low < high, both finite. Ends that only rounding tells apart (flat maps) become a hair."""
+    if np.isfinite(low) and np.isfinite(high) and abs(high - low) <= 1e-6 * max(abs(low), abs(high)):
         high = low + max(abs(low), 1.0) * 1e-6
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise UsageError(f"A colour scale needs low < high, found {low:g} and {high:g}.", "Type for example: --scale 0.1,0.6")

@@ -311,3 +311,11 @@ def test_constants_of_newer_scoring_are_not_guessed() -> None:
     assert scoring_of({"metric_size": [64, 64]}).metric_size == (64, 64)
     with pytest.raises(MetricError, match="wavelets"):
         scoring_of({"wavelets": 3})
+
+
+def test_a_scale_of_flat_maps_is_a_hair_wide() -> None:
+    for low, high in ((0.795856, 0.795856 - 1e-8), (0.5, 0.5), (0.0, 0.0)):
+        scale = make_scale(low, high)
+        assert scale.low < scale.high < scale.low + 1e-5
+    with pytest.raises(UsageError, match="low < high"):
+        make_scale(0.6, 0.5)
