@@ -49,7 +49,7 @@ class Scale(NamedTuple):
 
 
 def make_scale(low: float, high: float) -> Scale:
-    """A scale; raises `UsageError` unless low < high, both finite. Ends that only rounding tells apart (flat maps) become a hair."""
+    """A scale; raises `UsageError` unless low < high, both finite. Ends that only rounding tells apart are set a hair apart."""
     if np.isfinite(low) and np.isfinite(high) and abs(high - low) <= 1e-6 * max(abs(low), abs(high)):
         high = low + max(abs(low), 1.0) * 1e-6
     if not (np.isfinite(low) and np.isfinite(high) and low < high):

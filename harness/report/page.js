@@ -219,14 +219,17 @@ function speed(rows, metric) {
   const ys = known.map((row) => row[metric]);
   const pad = (low, high, least) => { const edge = Math.max((high - low) * 0.15, least); return [low - edge, high + edge]; };
   const [x0, x1] = pad(Math.min(...xs), Math.max(...xs), 0.1);
-  const [y0, y1] = pad(Math.min(...ys), Math.max(...ys), 0.005);
+  const [y0, above] = pad(Math.min(...ys), Math.max(...ys), 0.005);
+  const y1 = Math.min(1, above);
   const svg = frame("Speed against accuracy", "images / s at test (logarithmic)", `${TITLES[metric]} (%)`);
   ticks(svg, [0, 0.5, 1].map((unit) => [unit, number(10 ** (x0 + unit * (x1 - x0)))]), [0, 0.5, 1].map((unit) => [unit, percent(y0 + unit * (y1 - y0), 1)]));
-  known.forEach((row, place) => {
-    const [x, y] = [scaleX((xs[place] - x0) / (x1 - x0)), scaleY((ys[place] - y0) / (y1 - y0))];
-    svg.append(shape("circle", { cx: x, cy: y, r: 6, fill: colour(row) }));
-    svg.append(shape("text", { x: x > BOX.width / 2 ? x - 10 : x + 10, y: y + 4, "text-anchor": x > BOX.width / 2 ? "end" : "start" }, row.name));
-  });
+  const points = known.map((row, place) => ({ row, x: scaleX((xs[place] - x0) / (x1 - x0)), y: scaleY((ys[place] - y0) / (y1 - y0)) }));
+  let lowest = -Infinity; // names of neighbours stand below one another
+  for (const { row, x, y } of points.sort((a, b) => a.y - b.y)) {
+    lowest = Math.max(y + 4, lowest + 13);
+    svg.append(shape("circle", { cx: x, cy: y, r: 5, fill: colour(row) }));
+    svg.append(shape("text", { x: x > BOX.width / 2 ? x - 10 : x + 10, y: lowest, "text-anchor": x > BOX.width / 2 ? "end" : "start" }, row.name));
+  }
   return svg;
 }
 
