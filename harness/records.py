@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,11 @@ class Record:
 
 
 _FIELDS = tuple(item.name for item in fields(Record))
+
+
+def timestamp() -> str:
+    """Now, in UTC, as records write it: ISO 8601 to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def new_record(identity: Mapping[str, Any], label: str, **others: Any) -> Record:

@@ -7,7 +7,6 @@ rule cannot be changed: the kept masks were made with it.
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from inpbench.harness.errors import RecordError
 from inpbench.harness.kept_maps import read_maps
 from inpbench.harness.metrics import SUITE_VERSION
 from inpbench.harness.metrics.category import CategoryMetrics
-from inpbench.harness.records import Record, new_record
+from inpbench.harness.records import Record, new_record, timestamp
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +59,7 @@ def rescore(store: RecordStore, record: Record, variant: Variant) -> Record:
         new.notes = [*record.notes, f"rescored from the kept maps of {record.id12}"]
     new.metrics = measured(results)
     new.cost, new.stamp = record.cost, record.stamp
-    new.status, new.started, new.finished = "done", record.started, _now()
+    new.status, new.started, new.finished = "done", record.started, timestamp()
     new.samples = None if same else store.write_samples(identity, {c: r.samples for c, r in results.items()})
     return new
 
@@ -90,7 +89,3 @@ def _measure(folder: Path, category: str, variant: Variant, manifest: str) -> Ca
         return result_of(metrics.compute(), samples, drawing, predict_s=0.0)
     finally:
         drawing.close()
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -13,7 +13,6 @@ import shutil
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +33,7 @@ from inpbench.harness.loading import prepare
 from inpbench.harness.marks import marks_of
 from inpbench.harness.models import kept_state, save_model
 from inpbench.harness.plan import Cell
-from inpbench.harness.records import Record, RecordStore, new_record
+from inpbench.harness.records import Record, RecordStore, new_record, timestamp
 from inpbench.harness.references import enter
 from inpbench.harness.registry import resolve
 from inpbench.harness.scratch import Scratch
@@ -100,13 +99,13 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
         try:
             if phase == "train":
                 _train(record, cell, work, options, progress, store)
-                record.status, record.finished = "trained", _now()
+                record.status, record.finished = "trained", timestamp()
                 if kept:  # the numbers of the earlier model are not this one's
                     record.notes.append("trained again with --force --phase train: its earlier numbers are no longer here")
                 store.write(record)
                 return record
             _fill(record, cell, work, options, progress, store)
-            record.status, record.finished = "done", _now()
+            record.status, record.finished = "done", timestamp()
             store.write(record)
         except Exception as error:
             record = _failed(cell, error)
@@ -120,14 +119,10 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
 def _failed(cell: Cell, error: Exception) -> Record:
     """The record of a failure: a user error keeps its two lines, a bug its traceback."""
     record = _started(cell)
-    record.status, record.finished = "failed", _now()
+    record.status, record.finished = "failed", timestamp()
     trace = "" if isinstance(error, BenchError) else "".join(traceback.format_exception(error))
     record.error = {"type": type(error).__name__, "message": str(error), "traceback": trace}
     return record
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _started(cell: Cell) -> Record:
@@ -139,7 +134,7 @@ def _started(cell: Cell) -> Record:
         support=[sample.image for sample in support_of(cell) or ()],
         skipped=_skipped(cell),
         notes=[f"model of the training {training_id(cell.identity)[:12]}"] if is_shared(cell.identity) else [],
-        started=_now(),
+        started=timestamp(),
     )
 
 
