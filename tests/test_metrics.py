@@ -13,7 +13,7 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from inpbench.harness.errors import MetricError
-from inpbench.harness.metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS, MetricValues, pixel, pixels
+from inpbench.harness.metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS, MetricValues, pixels
 from inpbench.harness.metrics.category import CategoryMetrics
 from inpbench.harness.metrics.image import ImageMetrics
 from inpbench.harness.metrics.pixel import PixelMetrics
@@ -194,7 +194,6 @@ def test_threads_and_sizes_of_pieces_change_nothing(name: str, threads: int, dty
     expected = [measure(maps, variant=variant) for variant in ("exact", "paper", "dinomaly")]
     for size, value in {"CHUNK": 300, "PIECE": 70, "GROUP": 650, "FEWEST_BINS": 16}.items():
         monkeypatch.setattr(pixels, size, value)
-    monkeypatch.setattr(pixel, "SHARED", 50)  # pixels of a batch that two threads share
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

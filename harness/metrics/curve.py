@@ -165,7 +165,7 @@ class Counts:
 
     def add(self, groups: Groups) -> None:
         """Go on with the next lower groups; they must include every non-empty one that a key can fall in."""
-        if not groups.key.size:
+        if not groups.key.size or not self.keys.size:
             return
         seen, share_seen = self._seen
         anomalous = seen + np.cumsum(groups.anomalous)

@@ -11,7 +11,6 @@ and the bound does not cover that rounding. The variants on strips round to floa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -28,7 +27,6 @@ from inpbench.harness.metrics.strips import STRIPS_OF, strip_areas, strip_keys, 
 
 EXACT_PIXELS = 1 << 24  # 256 maps of 256 x 256; 64 MiB of float32
 PIECE = 1 << 20  # pixels that go into the histogram at a time
-SHARED = 1 << 19  # pixels of a batch from which a second thread pays
 F1_EPSILON = 1e-7  # of the official evaluations
 
 
@@ -163,16 +161,9 @@ class PixelMetrics:
     # --- where the pixels go ----------------------------------------------------------------------------------------
 
     def _keep(self, scores: Tensor, masks: Tensor) -> Ints:
-        """Store scores (B * H * W,) while the regions of masks (B, H, W) are found; returns where the anomalous pixels are (P,)."""
-        host = masks.cpu().numpy()
-        if self.device.type == "cpu" and torch.get_num_threads() > 1 and scores.numel() >= SHARED:
-            with ThreadPoolExecutor(1) as pool:
-                copied = pool.submit(self._store.add, scores)
-                pixels = self._masks.add(host)
-                copied.result()
-        else:
-            self._store.add(scores)
-            pixels = self._masks.add(host)
+        """Store scores (B * H * W,) and the runs of masks (B, H, W); returns where the anomalous pixels are (P,)."""
+        self._store.add(scores)
+        pixels = self._masks.add(masks.cpu().numpy())
         if pixels.size:
             self._store.add_anomalous(take(scores, pixels))
         return pixels

@@ -8,9 +8,9 @@ pixels of the other bins are sorted. Counts are integers, so the result does not
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from inpbench.harness.metrics.curve import Groups
 from inpbench.harness.metrics.keys import Floats, Ints, keys_of, ordered_keys
 from inpbench.harness.metrics.regions import Areas
 
+T = TypeVar("T")
+R = TypeVar("R")
 CHUNK = 1 << 20  # pixels held in one tensor; NumPy asks the system for large pages from 4 MiB on, which cost a fifth to fill
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 PIECE = 1 << 18  # pixels looked at at a time: what is computed from them stays in a processor's cache
 GROUP = 1 << 23  # pixels counted at a time: a call of bincount costs as much as its bins
 FEWEST_BINS, MOST_BINS = 1 << 12, 1 << 20  # of the coarse histogram, which stays in a processor's cache
-PIXELS_A_BIN = 8  # on average; with fewer the bins cost more than the pixels that need no sorting save
+PIXELS_A_BIN = 16  # on average; with fewer the bins cost more than the pixels that need no sorting save
 MOST_THREADS = 4  # each holds a group and a histogram
 
 
@@ -39,15 +41,13 @@ class Grid(NamedTuple):
     bins: int
     wanted: Tensor  # (bins,) bool: those that hold a key of interest
     ordered: bool  # the scores' bits are their keys: none is negative
-    targets: Ints  # (T,) the keys of interest, ascending
 
 
 class Look(NamedTuple):
     """What is seen of some pixels."""
 
     histogram: Tensor  # (bins,) int64, pixels of each bin
-    above: Ints  # (T,) pixels of wanted bins that lie strictly above each target, and
-    equal: Ints  # (T,) that are equal to it
+    near: NDArray[Any]  # (n,) keys of the pixels in wanted bins, in the order they came
 
 
 class PixelStore:
@@ -59,7 +59,7 @@ class PixelStore:
         self.total = 0  # pixels
         self._chunks: list[Tensor] = []
         self._used = 0  # pixels of the last chunk
-        self._extremes: list[Tensor] = []  # (2,) smallest and largest score of what was added at a time
+        self._extremes: tuple[int, float, float] = (0, np.inf, -np.inf)  # of how many pixels; the smallest and the largest score
         self._anomalous: list[Tensor] = []
 
     def add(self, scores: Tensor) -> None:
@@ -72,9 +72,8 @@ class PixelStore:
             if not self._chunks or self._used == CHUNK:
                 self._chunks.append(_room(CHUNK, self.dtype, self.device))
                 self._used = 0
-            count = min(CHUNK - self._used, scores.numel() - start, PIECE)
-            kept = self._chunks[-1][self._used : self._used + count]
-            self._extremes.append(_keep(scores[start : start + count], kept))
+            count = min(CHUNK - self._used, scores.numel() - start)
+            _keep(scores[start : start + count], self._chunks[-1][self._used : self._used + count])
             self._used += count
             start += count
         self.total += scores.numel()
@@ -109,15 +108,17 @@ class PixelStore:
 
     def clear(self) -> None:
         """Forget every pixel."""
-        self._chunks, self._anomalous, self._extremes = [], [], []
+        self._chunks, self._anomalous = [], []
         self._used = self.total = 0
+        self._extremes = (0, np.inf, -np.inf)
 
     def range(self) -> tuple[float, float]:
         """Smallest and largest score; NaN if there is one. Waits for the device."""
-        extremes = torch.stack([some.to(self.dtype) for some in self._extremes])
-        self._extremes = [torch.stack((extremes[:, 0].amin(), extremes[:, 1].amax()))]
-        low, high = self._extremes[0].tolist()
-        return low, high
+        if self._extremes[0] != self.total:
+            with workers(self.device, len(self._chunks)) as run:
+                found = torch.stack(run(extremes, self._pieces())).to(self.dtype)
+            self._extremes = (self.total, float(found[:, 0].amin()), float(found[:, 1].amax()))
+        return self._extremes[1:]
 
     def first_not_finite(self) -> int | None:
         """Position of the first NaN or infinite score, or None. Waits for the device."""
@@ -148,56 +149,81 @@ class PixelStore:
             targets, anomalous, share = keys, counts, shares
         if targets.size == 0:
             return
-        with one_thread(self.device) as threads:
-            above, equal = self._count(targets, threads)
+        above, equal = self._count(targets)
         above -= anomalous[::-1].cumsum()[::-1] - anomalous  # counts of all pixels become counts of normal ones
         equal -= anomalous
         yield Groups(targets[::-1], above[::-1], equal[::-1], anomalous[::-1], share[::-1])
 
-    def _count(self, targets: Ints, threads: int) -> tuple[Ints, Ints]:
+    def _count(self, targets: Ints) -> tuple[Ints, Ints]:
         """Pixels strictly above each target and pixels equal to it; targets (T,) ascending, all within the extremes."""
+        grid = self._grid(targets)
+        with workers(self.device, -(-self.total // PIECE)) as run:
+            pieces = self._pieces()
+            shares = [pieces[first :: run.threads] for first in range(run.threads)]
+            looks = run(lambda share: look(share, grid), shares)
+            near = np.concatenate([one.near for one in looks])
+            sort(near, run)
+            found = run(lambda some: count_near(near, some), np.array_split(targets.astype(near.dtype), run.threads))
+        above, equal = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        histogram = sum((one.histogram for one in looks[1:]), looks[0].histogram)
+        histogram[grid.wanted] = 0
+        upto_bin = histogram.cumsum(0)  # pixels in unwanted bins up to each
+        at = torch.from_numpy((targets >> grid.shift) - grid.base).to(self.device)
+        above += (upto_bin[-1] - upto_bin.index_select(0, at)).cpu().numpy()
+        return above, equal
+
+    def _grid(self, targets: Ints) -> Grid:
+        """Bins for the pixels seen; those of the targets (T,) are wanted."""
         dtype = np.float64 if self.dtype == torch.float64 else np.float32
         low, high = (int(key) for key in keys_of(np.array(self.range(), dtype)))
         shift, most = 0, min(MOST_BINS, max(FEWEST_BINS, self.total // PIXELS_A_BIN))
         while (high >> shift) - (low >> shift) >= most:
             shift += 1
         base = low >> shift
-        bins = (high >> shift) - base + 1
-        target_bins = torch.from_numpy((targets >> shift) - base).to(self.device)
-        wanted = torch.zeros(bins, dtype=torch.bool, device=self.device)
-        wanted[target_bins] = True
-        grid = Grid(shift, base, bins, wanted, low >= 0, targets)
-        looks = self._look(grid, threads)
-        histogram = sum((one.histogram for one in looks[1:]), looks[0].histogram)
-        histogram[target_bins] = 0
-        upto_bin = histogram.cumsum(0)  # pixels in unwanted bins up to each
-        above: Ints = (upto_bin[-1] - upto_bin.index_select(0, target_bins)).cpu().numpy()
-        return sum((one.above for one in looks), above), sum((one.equal for one in looks[1:]), looks[0].equal)
+        wanted = torch.zeros((high >> shift) - base + 1, dtype=torch.bool)
+        wanted.numpy()[(targets >> shift) - base] = True
+        return Grid(shift, base, wanted.numel(), wanted.to(self.device), low >= 0)
 
-    def _look(self, grid: Grid, threads: int) -> list[Look]:
-        """What each of the threads sees of its share of the pixels."""
-        pieces = list(self.chunks())
-        if self.device.type == "cpu":
-            pieces = [piece for chunk in pieces for piece in torch.split(chunk, PIECE)]
-        threads = min(threads, MOST_THREADS, len(pieces))
-        if threads == 1:
-            return [look(pieces, grid)]
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(lambda share: look(share, grid), [pieces[first::threads] for first in range(threads)]))
+    def _pieces(self) -> list[Tensor]:
+        """The scores, as many at a time as a processor's cache holds; on another device, a chunk at a time."""
+        size = PIECE if self.device.type == "cpu" else CHUNK
+        return [piece for chunk in self.chunks() for piece in torch.split(chunk, size)]
+
+
+class Workers:
+    """Runs a function on each of several things, one thread each."""
+
+    def __init__(self, threads: int, pool: ThreadPoolExecutor | None) -> None:
+        self.threads = threads
+        self._pool = pool
+
+    def __call__(self, function: Callable[[T], R], things: Sequence[T]) -> list[R]:
+        """What it gives, in the order of the things."""
+        return list(map(function, things) if self._pool is None else self._pool.map(function, things))
 
 
 @contextlib.contextmanager
-def one_thread(device: torch.device) -> Iterator[int]:
-    """Torch works in one thread meanwhile; yields how many threads may run in its place: one where `device` is not the CPU.
+def workers(device: torch.device, most: int) -> Iterator[Workers]:
+    """As many threads as torch may use, up to `most`; one where `device` is not the CPU. Torch works in one thread meanwhile.
 
     The barriers of torch's threads cost more than the few operations between them, and its idle threads keep the processor busy.
     """
     usual = torch.get_num_threads()
+    threads = max(1, min(usual, most, MOST_THREADS)) if device.type == "cpu" else 1
     torch.set_num_threads(1)
     try:
-        yield usual if device.type == "cpu" else 1
+        if threads == 1:
+            yield Workers(1, None)
+            return
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield Workers(threads, pool)
     finally:
         torch.set_num_threads(usual)
+
+
+def extremes(scores: Tensor) -> Tensor:
+    """(2,) the smallest and the largest of scores (n,); NaN if there is one."""
+    return torch.stack(torch.aminmax(scores))
 
 
 def look(pieces: list[Tensor], grid: Grid) -> Look:
@@ -221,22 +247,26 @@ def look(pieces: list[Tensor], grid: Grid) -> Look:
         near.append(_near(keys, torch.index_select(grid.wanted, 0, bin_of, out=is_near[:count])))
         used += count
     histogram += torch.bincount(room[:used], minlength=grid.bins)
-    return Look(histogram, *count_near(np.concatenate(near), grid.targets))
+    return Look(histogram, np.concatenate(near))
 
 
-def count_near(keys: NDArray[Any], targets: Ints) -> tuple[Ints, Ints]:
-    """Keys (n,) above each target (T,) and equal to it; sorts the keys in place, targets ascend."""
-    keys.sort()
-    # One search among the distinct keys gives both ends of the stretch that equals a target; it may be empty.
-    starts = np.flatnonzero(np.concatenate((keys[:1] == keys[:1], keys[1:] != keys[:-1])))
-    different = keys[starts]
-    narrow = targets.astype(keys.dtype)
-    at = np.searchsorted(different, narrow)
-    found = np.append(different, narrow[:1])[at] == narrow
-    found &= at < different.size
-    starts = np.append(starts, keys.size)
-    first, last = starts[at], starts[at + found]
-    return keys.size - last, last - first
+def sort(keys: NDArray[Any], run: Workers) -> None:
+    """Sort keys (n,) in place: parted at equal distances, the stretches between are each a thread's."""
+    cuts = [keys.size * part // run.threads for part in range(1, run.threads)]
+    if cuts:
+        keys.partition(cuts)
+    run(np.ndarray.sort, np.split(keys, cuts))
+
+
+def count_near(keys: NDArray[Any], targets: NDArray[Any]) -> tuple[Ints, Ints]:
+    """Keys (n,) strictly above each target (T,), and keys equal to it; both ascend and are of one type."""
+    first = np.searchsorted(keys, targets)
+    last = keys.size - 1
+    past = first + (keys[np.minimum(first, last)] == targets)
+    # Most targets are the score of one pixel: only the others need a second search.
+    several = np.flatnonzero((past > first) & (keys[np.minimum(past, last)] == targets))
+    past[several] = np.searchsorted(keys, targets[several], "right")
+    return keys.size - past, past - first
 
 
 def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float64]]:
@@ -265,18 +295,15 @@ def _room(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.from_numpy(np.empty(count, str(dtype).removeprefix("torch.")))
 
 
-def _keep(scores: Tensor, kept: Tensor) -> Tensor:
-    """Write scores (n,) to `kept` (n,) and return the smallest and the largest (2,); adding 0 turns -0.0 into 0.0 on the way.
+def _keep(scores: Tensor, kept: Tensor) -> None:
+    """Write scores (n,) to `kept` (n,); adding 0 turns -0.0 into 0.0 on the way.
 
-    On the CPU by NumPy: a barrier of torch's threads costs more than these few operations on a busy machine.
+    On the CPU by NumPy: a barrier of torch's threads costs more than the operation on a busy machine.
     """
-    if kept.device.type != "cpu":
+    if kept.device.type == "cpu":
+        np.add(scores.numpy(), 0.0, out=kept.numpy())
+    else:
         torch.add(scores, 0.0, out=kept)
-        return torch.stack(torch.aminmax(kept))
-    out = kept.numpy()
-    np.add(scores.numpy(), 0.0, out=out)
-    with np.errstate(invalid="ignore"):  # NaN is found by those who look at the extremes
-        return torch.tensor((out.min(), out.max()), dtype=kept.dtype)
 
 
 def take(values: Tensor, positions: Ints) -> Tensor:
