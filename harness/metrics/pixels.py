@@ -7,10 +7,8 @@ pixels of the other bins are sorted. Counts are integers, so the result does not
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +19,14 @@ from inpbench.harness.errors import MetricError
 from inpbench.harness.metrics.curve import Groups
 from inpbench.harness.metrics.keys import Floats, Ints, keys_of, ordered_keys
 from inpbench.harness.metrics.regions import Areas
+from inpbench.harness.metrics.workers import Workers, workers
 
-T = TypeVar("T")
-R = TypeVar("R")
 CHUNK = 1 << 20  # pixels held in one tensor; NumPy asks the system for large pages from 4 MiB on, which cost a fifth to fill
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 PIECE = 1 << 18  # pixels looked at at a time: what is computed from them stays in a processor's cache
 GROUP = 1 << 23  # pixels counted at a time: a call of bincount costs as much as its bins
 FEWEST_BINS, MOST_BINS = 1 << 12, 1 << 20  # of the coarse histogram, which stays in a processor's cache
 PIXELS_A_BIN = 16  # on average; with fewer the bins cost more than the pixels that need no sorting save
-MOST_THREADS = 4  # each holds a group and a histogram
 
 
 class Grid(NamedTuple):
@@ -188,37 +184,6 @@ class PixelStore:
         """The scores, as many at a time as a processor's cache holds; on another device, a chunk at a time."""
         size = PIECE if self.device.type == "cpu" else CHUNK
         return [piece for chunk in self.chunks() for piece in torch.split(chunk, size)]
-
-
-class Workers:
-    """Runs a function on each of several things, one thread each."""
-
-    def __init__(self, threads: int, pool: ThreadPoolExecutor | None) -> None:
-        self.threads = threads
-        self._pool = pool
-
-    def __call__(self, function: Callable[[T], R], things: Sequence[T]) -> list[R]:
-        """What it gives, in the order of the things."""
-        return list(map(function, things) if self._pool is None else self._pool.map(function, things))
-
-
-@contextlib.contextmanager
-def workers(device: torch.device, most: int) -> Iterator[Workers]:
-    """As many threads as torch may use, up to `most`; one where `device` is not the CPU. Torch works in one thread meanwhile.
-
-    The barriers of torch's threads cost more than the few operations between them, and its idle threads keep the processor busy.
-    """
-    usual = torch.get_num_threads()
-    threads = max(1, min(usual, most, MOST_THREADS)) if device.type == "cpu" else 1
-    torch.set_num_threads(1)
-    try:
-        if threads == 1:
-            yield Workers(1, None)
-            return
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield Workers(threads, pool)
-    finally:
-        torch.set_num_threads(usual)
 
 
 def extremes(scores: Tensor) -> Tensor:
