@@ -11,9 +11,12 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inpbench.harness.atomic import write_bytes
+
+if TYPE_CHECKING:
+    from inpbench.harness.process_group import Team
 
 log = logging.getLogger("inpbench")
 
@@ -84,3 +87,19 @@ class FolderSnapshots:
         self._started = self._last = time.monotonic()
         assert isinstance(state, dict)
         return state
+
+
+class TeamSnapshots(FolderSnapshots):
+    """Those of several processes: rank 0 writes and reads, the others are given what it has read, however many they are."""
+
+    def __init__(self, folder: Path, every_s: float, team: Team) -> None:
+        super().__init__(folder, every_s)
+        self._team = team
+
+    def due(self) -> bool:
+        """As of one process; never for the others."""
+        return self._team.rank == 0 and super().due()
+
+    def load(self) -> dict[str, Any] | None:
+        """The last snapshot of rank 0, or None; every process calls it, in a training."""
+        return self._team.first(super().load() if self._team.rank == 0 else None)

@@ -20,11 +20,13 @@ from inpbench.harness.claims import claim
 from inpbench.harness.errors import DataError, PrerequisiteError, WeightsError
 from inpbench.harness.loading import TrainingImages
 from inpbench.harness.models import read_model, save_model, shared_folder, trained_file
-from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.snapshots import FolderSnapshots, TeamSnapshots
 from inpbench.harness.sources import training_id
 from inpbench.harness.support import drawn_samples
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from inpbench.harness.manifest import Manifest
     from inpbench.harness.plan import Cell
     from inpbench.harness.records import RecordStore
@@ -169,6 +171,36 @@ def _all_labelled(cell: Cell, options: Options, progress: Progress) -> TrainingI
     return images_of(cell, source, source.categories, options, progress, labelled)
 
 
+def snapshots_in(folder: Path, options: Options) -> FolderSnapshots:
+    """Where a model leaves its snapshots."""
+    if options.team is not None:
+        return TeamSnapshots(folder, options.snapshot_every_s, options.team)
+    return FolderSnapshots(folder, options.snapshot_every_s)
+
+
+def fit(
+    method: Any,
+    cell: Cell,
+    setting: str,
+    categories: Sequence[str],
+    snapshots: FolderSnapshots,
+    options: Options,
+    progress: Progress,
+) -> float:
+    """Train a method on what `training_set` gives; a team is called to it. Returns the seconds, those of earlier runs included.
+
+    setting: what the method was told.
+    """
+    images = training_set(cell, categories, options, progress)
+    if options.team is None:
+        method.fit(images)
+        return snapshots.elapsed_s()
+    task = {"cell": cell.id, "setting": setting, "categories": list(categories), "folder": str(snapshots.folder)}
+    with options.team.training(task, options.device):
+        method.fit(images)
+    return snapshots.elapsed_s()
+
+
 Build = Callable[[str, FolderSnapshots], Any]
 """(setting that the method is told to be in, where it leaves snapshots) -> the method of a cell, untrained."""
 
@@ -193,12 +225,12 @@ def shared_model(cell: Cell, store: RecordStore, options: Options, progress: Pro
                 log.warning("%s The model is trained again.", error.message)
         if cell.request.phase == "test":
             raise PrerequisiteError("The shared model is not kept, and --phase test trains nothing.", "Leave --phase out.")
-        snapshots = FolderSnapshots(folder, options.snapshot_every_s)
-        method = build(cell.identity["source"]["setting"], snapshots)
+        snapshots, setting = snapshots_in(folder, options), cell.identity["source"]["setting"]
+        method = build(setting, snapshots)
         state = snapshots.load_fitted()
         if state is None:
-            method.fit(training_set(cell, (), options, progress))
-            state, fit_s = method.state(), snapshots.elapsed_s()
+            fit_s = fit(method, cell, setting, (), snapshots, options, progress)
+            state = method.state()
             snapshots.save_fitted(state)
         else:
             fit_s = snapshots.earlier_s
