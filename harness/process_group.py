@@ -83,7 +83,8 @@ class Team:
         if len(rows):
             sent[: len(rows)] = rows.detach().contiguous().reshape(-1).view(torch.uint8).view(len(rows), width)
         arrived = [torch.empty_like(sent) for _ in counts]
-        dist.all_gather(arrived, sent)
+        with _arriving():
+            dist.all_gather(arrived, sent)
         together = torch.cat([each[:count] for each, count in zip(arrived, counts, strict=True)])
         return together.reshape(-1).view(rows.dtype).view(sum(counts), *rows.shape[1:])
 
@@ -91,7 +92,8 @@ class Team:
         """See `harness.ranks.Ranks`."""
         import torch.distributed as dist
 
-        dist.all_reduce(tensor)
+        with _arriving():
+            dist.all_reduce(tensor)
         return tensor
 
     def first(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -103,11 +105,13 @@ class Team:
         if self.rank == 0:
             torch.save({"state": state}, buffer)
         length = torch.tensor([len(buffer.getvalue())])
-        dist.broadcast(length, 0)
+        with _arriving():
+            dist.broadcast(length, 0)
         data = torch.zeros(int(length), dtype=torch.uint8)
         if self.rank == 0:
             data = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-        dist.broadcast(data, 0)
+        with _arriving():
+            dist.broadcast(data, 0)
         found: dict[str, Any] | None = torch.load(io.BytesIO(data.numpy().tobytes()), map_location="cpu", weights_only=True)[
             "state"
         ]
@@ -285,14 +289,31 @@ class Team:
         os._exit(EXIT_NEGATIVE)
 
 
+@contextlib.contextmanager
+def _arriving() -> Iterator[None]:
+    """A collective whose partner is gone, in words; its own error, if it had the time to tell it, takes the place of this one."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostTeamError(
+            f"Another process of the run has ended in the middle of a training ({type(error).__name__} of torch.distributed).",
+            "Its own message stands in the log (none: it was killed, as where memory ends); the same command goes on.",
+        ) from error
+
+
 def _described(error: Exception, rank: int) -> dict[str, Any]:
     trace = "" if isinstance(error, BenchError) else "".join(traceback.format_exception(error))
     return {"rank": rank, "type": type(error).__name__, "message": str(error), "traceback": trace}
 
 
+def processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 def join() -> Team | None:
     """The team that torchrun made this process a member of; None for a single process (or a team of one)."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) < 2:
+    if processes() < 2:
         return None
     import torch.distributed as dist
 

@@ -92,18 +92,19 @@ class Shard:
 class BatchDropout(nn.Dropout):
     """`nn.Dropout` that draws for the whole batch, where this process has only a part of it."""
 
-    shard: Shard | None = None
+    total = 0  # images of the whole batch; 0: the input is it
+    first = 0  # of which is the input's first
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, ...) -> (B, ...)."""
-        if self.shard is None or self.shard.alone or not self.training or self.p == 0.0:
+        if not self.total or not self.training or self.p == 0.0:
             return super().forward(input)
-        noise = F.dropout(input.new_ones(self.shard.total, *input.shape[1:]), self.p, training=True)
-        return input * noise[self.shard.part]
+        noise = F.dropout(input.new_ones(self.total, *input.shape[1:]), self.p, training=True)
+        return input * noise[self.first : self.first + len(input)]
 
 
 def spread(module: nn.Module, shard: Shard) -> None:
     """Tell every `BatchDropout` below a module which part of the batch is its own."""
     for child in module.modules():
-        if isinstance(child, BatchDropout):
-            child.shard = shard
+        if isinstance(child, BatchDropout):  # plain numbers: torch.compile reads them
+            child.total, child.first = (0, 0) if shard.alone else (shard.total, shard.part.start)
