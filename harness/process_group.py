@@ -48,7 +48,6 @@ class Team:
         self.neighbours = int(environment.get("LOCAL_WORLD_SIZE", self.size))
         self.backend = ""  # not connected yet
         self.devices: list[str] = []  # what the processes compute on, by rank
-        self.trained: set[str] = set()  # ids of the cells that this team trained
         self.lost = False  # a process failed alone
         self.on_loss: Callable[[dict[str, Any]], object] = lambda error: None  # rank 0: records the first error
         self._number = 0  # tasks so far
@@ -169,7 +168,6 @@ class Team:
     def training(self, task: dict[str, Any], device: torch.device) -> Iterator[None]:
         """Rank 0: call the others to a training, for the time of the block."""
         self._send(task)
-        self.trained.add(task["cell"])
         with self._working(self._number, device):
             yield
 

@@ -38,7 +38,7 @@ from inpbench.harness.records import Record, RecordStore, new_record, timestamp
 from inpbench.harness.references import enter
 from inpbench.harness.registry import resolve
 from inpbench.harness.scratch import Scratch
-from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.snapshots import Fitting, FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
 from inpbench.harness.stamp import make_stamp
 from inpbench.harness.training import decoded_for_training, fit, shared_model, snapshots_in, support_of
@@ -147,11 +147,6 @@ def _lost(cell: Cell, store: RecordStore, kept: bool, first: dict[str, Any]) -> 
     return record
 
 
-def _team_of(cell: Cell, options: Options) -> dict[str, Any] | None:
-    """What the stamp says of the processes that trained a cell together, if several did."""
-    return options.team.facts() if options.team is not None and cell.id in options.team.trained else None
-
-
 def _started(cell: Cell) -> Record:
     assert cell.manifest is not None
     return new_record(
@@ -215,7 +210,7 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     record.samples = store.write_samples(record.identity, {c: r.samples for c, r in results.items()})
     record.cost = cost.as_dict(results.values())
     record.skipped = _skipped(cell)
-    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=_team_of(cell, options))
+    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team)
 
 
 def _decode(cell: Cell, options: Options, progress: Progress) -> None:
@@ -237,16 +232,16 @@ def _train(record: Record, cell: Cell, work: Path, options: Options, progress: P
     _decode(cell, options, progress)
     cost = Cost()
     for unit in units_of(cell):
-        method, _, fit_s = _trained_method(cell, unit, work, options, progress, cost, store)
+        method, _, fitting = _trained_method(cell, unit, work, options, progress, cost, store)
         if options.keep_models and not is_shared(cell.identity):
-            save_model(work.with_suffix(".models"), unit, cell.id, method.state(), fit_s=fit_s)
+            save_model(work.with_suffix(".models"), unit, cell.id, method.state(), fitting)
         enter(cell, units_of(cell)[unit].tested[0], method, options, progress)  # whose operations are counted
         count_cost(method, cell.params.preprocess.crop, options, cost)
         del method
         free_memory(options)
     record.cost = cost.as_dict(())
     record.skipped = _skipped(cell)
-    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=_team_of(cell, options))
+    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team)
 
 
 def free_memory(options: Options) -> None:
@@ -280,8 +275,8 @@ def build_method(cell: Cell, options: Options, progress: Progress, setting: str,
 
 def _trained_method(
     cell: Cell, unit: str, work: Path, options: Options, progress: Progress, cost: Cost, store: RecordStore
-) -> tuple[Any, FolderSnapshots, float]:
-    """One model of a cell, trained now, earlier or elsewhere; where it leaves its snapshots; the seconds of its training.
+) -> tuple[Any, FolderSnapshots, Fitting]:
+    """One model of a cell, trained now, earlier or elsewhere; where it leaves its snapshots; what its training took.
 
     Raises `PrerequisiteError` where it would have to be trained, and `--phase test` forbids it.
     """
@@ -293,21 +288,20 @@ def _trained_method(
     shared = shared_model(cell, store, options, progress, build) if is_shared(cell.identity) else None
     method = build(cell.setting.name, snapshots)
     fitted = snapshots.load_fitted() if shared is None else shared.state
-    fit_s = snapshots.earlier_s if shared is None else shared.fit_s
+    fitting = Fitting(snapshots.earlier_s, snapshots.facts) if shared is None else shared.fitting
     if fitted is None and testing and cell.setting.name not in cell.method.untrained:
-        fitted, fit_s = kept_state(store, cell.identity, unit)
+        fitted, fitting = kept_state(store, cell.identity, unit)
     if fitted is not None:
         method.load_state(fitted)
     elif cell.request.checkpoint is not None:
         if not hasattr(method, "load_official"):
             raise UsageError(f"{cell.method.name} has no official checkpoints.", "Leave --checkpoint out.")
         method.load_official(options.weights.read_file(cell.request.checkpoint))
-        fit_s = 0.0  # whatever it was, it is not known
+        fitting = Fitting(0.0)  # whatever it was, it is not known
     elif cell.setting.name not in cell.method.untrained:
-        fit_s = fit(method, cell, cell.setting.name, units_of(cell)[unit].trained, snapshots, options, progress)
-        snapshots.save_fitted(method.state())
-    cost.add_fit(fit_s)
-    return method, snapshots, fit_s
+        fitting = fit(method, cell, cell.setting.name, units_of(cell)[unit].trained, snapshots, options, progress)
+    cost.add_fit(fitting)
+    return method, snapshots, fitting
 
 
 def _run_unit(
@@ -321,7 +315,7 @@ def _run_unit(
     store: RecordStore,
 ) -> dict[str, CategoryResult]:
     """One model: build, fit (or take up where it was), test the categories that have no result yet."""
-    method, snapshots, fit_s = _trained_method(cell, name, work, options, progress, cost, store)
+    method, snapshots, fitting = _trained_method(cell, name, work, options, progress, cost, store)
     tested = units_of(cell)[name].tested
     results = {}
     for index, category in enumerate(tested):
@@ -344,7 +338,7 @@ def _run_unit(
         results[category].write(work / "tested", category)
     progress(len(tested), len(tested), "tested")
     if options.keep_models and (cell.method.told_category or not is_shared(cell.identity)):
-        save_model(work.with_suffix(".models"), name, cell.id, method.state(), fit_s=fit_s)
+        save_model(work.with_suffix(".models"), name, cell.id, method.state(), fitting)
     count_cost(method, cell.params.preprocess.crop, options, cost)
     snapshots.clear()
     del method

@@ -20,7 +20,7 @@ from inpbench.harness.claims import claim
 from inpbench.harness.errors import DataError, PrerequisiteError, WeightsError
 from inpbench.harness.loading import TrainingImages
 from inpbench.harness.models import read_model, save_model, shared_folder, trained_file
-from inpbench.harness.snapshots import FolderSnapshots, TeamSnapshots
+from inpbench.harness.snapshots import Fitting, FolderSnapshots, TeamSnapshots
 from inpbench.harness.sources import training_id
 from inpbench.harness.support import drawn_samples
 
@@ -91,7 +91,7 @@ class Trained(NamedTuple):
     """A model that several cells share."""
 
     state: dict[str, Tensor]
-    fit_s: float  # seconds that its training took, whenever that was
+    fitting: Fitting
 
 
 def support_of(cell: Cell) -> list[Sample] | None:
@@ -186,19 +186,25 @@ def fit(
     snapshots: FolderSnapshots,
     options: Options,
     progress: Progress,
-) -> float:
-    """Train a method on what `training_set` gives; a team is called to it. Returns the seconds, those of earlier runs included.
+) -> Fitting:
+    """Train a method on what `training_set` gives, and save what it learned; a team is called to it.
 
-    setting: what the method was told.
+    setting: what the method was told. Returns what it took, earlier runs included.
     """
     images = training_set(cell, categories, options, progress)
     if options.team is None:
         method.fit(images)
-        return snapshots.elapsed_s()
+        return _saved(method, snapshots)
     task = {"cell": cell.id, "setting": setting, "categories": list(categories), "folder": str(snapshots.folder)}
     with options.team.training(task, options.device):
         method.fit(images)
-    return snapshots.elapsed_s()
+    return _saved(method, snapshots)
+
+
+def _saved(method: Any, snapshots: FolderSnapshots) -> Fitting:
+    seconds = snapshots.elapsed_s()
+    snapshots.save_fitted(method.state())
+    return Fitting(seconds, snapshots.facts)
 
 
 Build = Callable[[str, FolderSnapshots], Any]
@@ -216,9 +222,9 @@ def shared_model(cell: Cell, store: RecordStore, options: Options, progress: Pro
             found = None
         options.renewed.add(training)
         if found is not None:
-            path, fit_s = found
+            path, fitting = found
             try:
-                return Trained(read_model(path), fit_s)
+                return Trained(read_model(path), fitting)
             except WeightsError as error:
                 if cell.request.phase == "test":
                     raise
@@ -229,11 +235,10 @@ def shared_model(cell: Cell, store: RecordStore, options: Options, progress: Pro
         method = build(setting, snapshots)
         state = snapshots.load_fitted()
         if state is None:
-            fit_s = fit(method, cell, setting, (), snapshots, options, progress)
+            fitting = fit(method, cell, setting, (), snapshots, options, progress)
             state = method.state()
-            snapshots.save_fitted(state)
         else:
-            fit_s = snapshots.earlier_s
-        save_model(folder, "all", training, state, fit_s=fit_s)
+            fitting = Fitting(snapshots.earlier_s, snapshots.facts)
+        save_model(folder, "all", training, state, fitting)
         snapshots.clear()
-    return Trained({key: value.detach().cpu() for key, value in state.items()}, fit_s)
+    return Trained({key: value.detach().cpu() for key, value in state.items()}, fitting)
