@@ -70,6 +70,7 @@ def _train(cells: dict[str, Cell], task: dict[str, Any], team: Team, options: Op
     snapshots = TeamSnapshots(Path(task["folder"]), options.snapshot_every_s, team)
     method = build_method(cell, options, _silent, task["setting"], snapshots)
     method.fit(training_set(cell, task["categories"], options, _silent))
+    team.check_same(method.state())
 
 
 def _silent(done: int, total: int, text: str = "", **numbers: float) -> None:

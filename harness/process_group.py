@@ -95,6 +95,26 @@ class Team:
             dist.all_reduce(tensor)
         return tensor
 
+    def check_same(self, state: Mapping[str, Tensor]) -> None:
+        """Raise `BenchError` where the processes did not come to the same model: a method that says it can, and cannot.
+
+        Compared by the norms of the tensors, to 1e-3: GPUs of two kinds round differently.
+        """
+        import torch
+
+        if not state:
+            return
+        norms = torch.stack([value.detach().double().norm().cpu() for value in state.values()])
+        together = self.gather(norms[None], [1] * self.size)
+        apart = ~torch.isclose(together, together[:1], rtol=1e-3, atol=1e-6, equal_nan=True).all(dim=0)
+        if apart.any():
+            place = int(apart.nonzero()[0])
+            name, found = list(state)[place], together[:, place].tolist()
+            raise BenchError(
+                f"The {self.size} processes have trained different models: the norm of {name} is {found}.",
+                "Run it without torchrun; the method's authors should not call it `parallel`.",
+            )
+
     def first(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """What rank 0 has (tensors, numbers, strings, lists and dicts, or None), for all."""
         import torch

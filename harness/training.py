@@ -198,6 +198,7 @@ def fit(
     task = {"cell": cell.id, "setting": setting, "categories": list(categories), "folder": str(snapshots.folder)}
     with options.team.training(task, options.device):
         method.fit(images)
+        options.team.check_same(method.state())
     return _saved(method, snapshots)
 
 

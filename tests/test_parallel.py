@@ -41,6 +41,11 @@ def test_two_processes_train_the_weights_of_one(name: str, fitted: dict[int, dic
         assert torch.equal(value, found["state"][key]), f"{key} differs between the processes"
 
 
+def test_processes_that_trained_different_models_are_an_error(fitted: dict[int, dict[str, Any]]) -> None:
+    for rank in (0, 1):
+        assert "The 2 processes have trained different models: the norm of " in fitted[rank]["refusal"]["message"]
+
+
 # --- the command line ------------------------------------------------------------------------------------------------------
 
 RUN = ["run", "--encoder", "builtin", "--preset", "smoke", *TINY, "--display", "plain"]
