@@ -52,7 +52,7 @@ def trained_file(store: RecordStore, identity: Mapping[str, Any]) -> tuple[Path,
     """
     shared = shared_folder(store, identity) / "all.safetensors"
     if shared.is_file():
-        return shared, _fitting_of(shared)
+        return shared, fitting_of(shared)
     wanted = training_id(identity)
     same = {"method": identity["method"], "seed": identity["seed"], "setting": identity["source"]["setting"]}
     for record in store.all(status="done", **same):
@@ -92,7 +92,7 @@ def kept_state(store: RecordStore, identity: Mapping[str, Any], name: str) -> tu
     path = None if folder is None else folder / f"{name}.safetensors"
     if path is None or not path.is_file():
         raise PrerequisiteError(f"The model '{name}' is not kept, and --phase test trains nothing.", "Leave --phase out.")
-    return read_model(path), _fitting_of(path)
+    return read_model(path), fitting_of(path)
 
 
 def is_trained(store: RecordStore, identity: Mapping[str, Any]) -> bool:
@@ -101,7 +101,8 @@ def is_trained(store: RecordStore, identity: Mapping[str, Any]) -> bool:
     return any(True for _ in ready) or kept_folder(store, identity) is not None
 
 
-def _fitting_of(path: Path) -> Fitting:
+def fitting_of(path: Path) -> Fitting:
+    """What the training of a kept model took, as its file says; 0 seconds where it does not."""
     from safetensors import SafetensorError, safe_open
 
     try:

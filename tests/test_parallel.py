@@ -14,8 +14,13 @@ from rankkit import torchrun
 from team_fit import CASES, train
 
 from inpbench.harness import process_group
+from inpbench.harness.baselines import metric_hardware
+from inpbench.harness.cost import Cost
 from inpbench.harness.errors import PrerequisiteError, UsageError
+from inpbench.harness.models import fitting_of, save_model
 from inpbench.harness.registry import METHODS
+from inpbench.harness.snapshots import Fitting, FolderSnapshots
+from inpbench.harness.stamp import make_stamp
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +118,42 @@ def test_what_fails_everywhere_alike_is_one_cell_and_what_fails_in_one_process_e
     error = found["inp_former", 1]["error"]
     assert error["type"] == "DataError" and error["message"].startswith("process 1: A file vanished.")
     assert "process 1: DataError: A file vanished." in failed.stderr
+
+
+def test_who_trained_a_model_stays_with_it(tmp_path: Path) -> None:
+    """A shared or kept model is tested by other processes, later: its cost is still that of the team."""
+    team = {"processes": 4, "backend": "nccl", "devices": ["NVIDIA H100"] * 4}
+    first = FolderSnapshots(tmp_path)
+    first.facts = team
+    first.save_fitted({"w": torch.ones(2)})
+    second = FolderSnapshots(tmp_path)
+    assert second.facts is None and second.load_fitted() is not None and second.facts == team
+    save_model(tmp_path, "all", "id", {"w": torch.ones(2)}, Fitting(2.5, team))
+    save_model(tmp_path, "alone", "id", {"w": torch.ones(2)}, Fitting(1.5))
+    assert fitting_of(tmp_path / "all.safetensors") == (2.5, team) and fitting_of(tmp_path / "alone.safetensors") == (1.5, None)
+    cost = Cost()
+    cost.add_fit(Fitting(2.5, team))
+    cost.add_fit(Fitting(1.0))
+    assert cost.fit_s == 3.5 and cost.team == team
+    stamp = make_stamp("cpu", team=cost.team)
+    assert stamp["hardware"] == make_stamp("cpu")["hardware"] + "-x4" and stamp["team"] == team
+    assert metric_hardware("cuda-h100-x4") == "cuda-h100" and metric_hardware("cpu-x86_64-2-x2") == "cpu-x86_64"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_train_the_model_of_one(tmp_path: Path) -> None:
+    """bfloat16 products round differently for half a batch: metrics within what another seed of rounding does."""
+    command = [*RUN, "--methods", "inp_former,dinomaly", "--device", "cuda", "--set", "dinomaly.steps=40"]
+    done = torchrun(2, *command, "--results", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert bench(*command, "--results", tmp_path / "one").code == 0
+    found, expected = records(tmp_path / "two"), records(tmp_path / "one")
+    assert found.keys() == expected.keys()
+    for key, record in expected.items():
+        assert found[key]["stamp"]["team"]["backend"] == "nccl"
+        for metric in ("p_auroc", "p_ap"):
+            assert found[key]["metrics"]["mean"][metric] == pytest.approx(record["metrics"]["mean"][metric], abs=0.02)
 
 
 # --- what cannot run on several ------------------------------------------------------------------------------------------
