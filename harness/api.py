@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
+from inpbench.harness.ranks import Alone as Alone
+from inpbench.harness.ranks import Ranks as Ranks
+from inpbench.harness.ranks import shares as shares
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -304,6 +308,7 @@ class Context:
     array: Scratch | None = None  # large temporary tensors in files; none: there is no place for them
     compile: bool = True  # whether the fast engine may use torch.compile (CUDA)
     images: Callable[[str], ImageFolder] | None = None  # opens a folder that a parameter names; None: there is no reader
+    ranks: Ranks = field(default_factory=Alone)  # the processes that train together (`MethodInfo.parallel`)
 
 
 class Method(Protocol):
@@ -391,6 +396,7 @@ class MethodInfo:
     extra: str | None = None  # the pip extra that its imports need
     baseline: bool = False  # a yardstick, not a contender: marked in tables
     told_category: bool = False  # it is `CategoryAware`: told the category of each test image, which the others are not
+    parallel: bool = False  # `fit` may run on several processes at once (`Context.ranks`), with the loss of one
     # Settings in which it learns from no image at all: `fit` is not called there, and zero_shot needs no source.
     untrained: frozenset[str] = frozenset()
 

@@ -45,11 +45,12 @@ PROTOCOL = ("method_version", "setting_version", "dataset_version", "manifest", 
 
 
 def metric_hardware(hardware: str) -> str:
-    """The hardware class without the number of CPU cores, which moves timings, not metrics beyond their tolerances.
+    """The hardware class without the numbers of CPU cores and processes, which move timings, not metrics beyond their tolerances.
 
-    >>> metric_hardware("cpu-x86_64-2"), metric_hardware("cuda-h100")
+    >>> metric_hardware("cpu-x86_64-2"), metric_hardware("cuda-h100-x4")
     ('cpu-x86_64', 'cuda-h100')
     """
+    hardware = re.sub(r"-x\d+$", "", hardware)
     return re.sub(r"-\d+$", "", hardware) if hardware.startswith("cpu-") else hardware
 
 

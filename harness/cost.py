@@ -25,6 +25,7 @@ from inpbench.harness.api import Size
 if TYPE_CHECKING:
     from inpbench.harness.category_result import CategoryResult
     from inpbench.harness.runner import Options
+    from inpbench.harness.snapshots import Fitting
 
 log = logging.getLogger("inpbench")
 
@@ -41,6 +42,7 @@ class Cost:
     parameters_trainable: int | None = None
     flops: int | None = None
     peak_memory_mb: float | None = None
+    team: dict[str, Any] | None = None  # of the processes that trained, where there were several
 
     @classmethod
     def begin(cls, device: torch.device) -> Cost:
@@ -53,9 +55,10 @@ class Cost:
                 _CLEAR.write_text("5", encoding="ascii")
         return cls()
 
-    def add_fit(self, seconds: float) -> None:
-        """Add the training time of one model, interrupted runs included."""
-        self.fit_s += seconds
+    def add_fit(self, fitting: Fitting) -> None:
+        """Add the training of one model, interrupted runs included."""
+        self.fit_s += fitting.seconds
+        self.team = fitting.team or self.team
 
     def as_dict(self, results: Iterable[CategoryResult]) -> dict[str, Any]:
         """The record's `cost`: None where a number could not be had."""

@@ -6,6 +6,7 @@ several cells share (harness/sources.py) lies in `trained/<method>/<id12>/` inst
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from inpbench.harness.errors import PrerequisiteError, RecordError, UsageError, 
 from inpbench.harness.marks import TOLD
 from inpbench.harness.records import Record, RecordStore
 from inpbench.harness.registry import METHODS, resolve
-from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.snapshots import Fitting, FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
 from inpbench.harness.weights import WeightStore
 
@@ -44,14 +45,14 @@ def shared_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path:
     return store.folder / "trained" / method / training_id(identity)[:12]
 
 
-def trained_file(store: RecordStore, identity: Mapping[str, Any]) -> tuple[Path, float] | None:
-    """The kept model of the training behind a cell, and the seconds it took: the shared one, or that of the source's own record.
+def trained_file(store: RecordStore, identity: Mapping[str, Any]) -> tuple[Path, Fitting] | None:
+    """The kept model of the training behind a cell, and what that took: the shared one, or that of the source's own record.
 
     Not of a record whose method is told the category: that model also knows the references of the categories tested there.
     """
     shared = shared_folder(store, identity) / "all.safetensors"
     if shared.is_file():
-        return shared, _fit_seconds(shared)
+        return shared, fitting_of(shared)
     wanted = training_id(identity)
     same = {"method": identity["method"], "seed": identity["seed"], "setting": identity["source"]["setting"]}
     for record in store.all(status="done", **same):
@@ -59,7 +60,7 @@ def trained_file(store: RecordStore, identity: Mapping[str, Any]) -> tuple[Path,
         if is_shared(record.identity) or TOLD in record.marks:
             continue
         if training_id(record.identity) == wanted and path.is_file():
-            return path, float(record.cost.get("fit_s") or 0.0)
+            return path, Fitting(float(record.cost.get("fit_s") or 0.0), record.stamp.get("team"))
     return None
 
 
@@ -82,8 +83,8 @@ def kept_folder(store: RecordStore, identity: Mapping[str, Any]) -> Path | None:
     return next((folder for folder in folders if any(folder.glob("*.safetensors"))), None)
 
 
-def kept_state(store: RecordStore, identity: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], float]:
-    """The tensors of a kept model by its name, and the seconds that its training took (0 where they are not known).
+def kept_state(store: RecordStore, identity: Mapping[str, Any], name: str) -> tuple[dict[str, Tensor], Fitting]:
+    """The tensors of a kept model by its name, and what its training took (0 seconds where it is not known).
 
     Raises `PrerequisiteError` where it is not kept, `WeightsError` for a broken file.
     """
@@ -91,7 +92,7 @@ def kept_state(store: RecordStore, identity: Mapping[str, Any], name: str) -> tu
     path = None if folder is None else folder / f"{name}.safetensors"
     if path is None or not path.is_file():
         raise PrerequisiteError(f"The model '{name}' is not kept, and --phase test trains nothing.", "Leave --phase out.")
-    return read_model(path), _fit_seconds(path)
+    return read_model(path), fitting_of(path)
 
 
 def is_trained(store: RecordStore, identity: Mapping[str, Any]) -> bool:
@@ -100,22 +101,26 @@ def is_trained(store: RecordStore, identity: Mapping[str, Any]) -> bool:
     return any(True for _ in ready) or kept_folder(store, identity) is not None
 
 
-def _fit_seconds(path: Path) -> float:
+def fitting_of(path: Path) -> Fitting:
+    """What the training of a kept model took, as its file says; 0 seconds where it does not."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return float((file.metadata() or {}).get("fit_s", 0.0))
+            header = file.metadata() or {}
+            return Fitting(float(header.get("fit_s", 0.0)), json.loads(header.get("team", "null")))
     except (OSError, SafetensorError, ValueError):  # `read_model` says what is wrong with it
-        return 0.0
+        return Fitting(0.0)
 
 
-def save_model(folder: Path, name: str, record_id: str, state: Mapping[str, Tensor], *, fit_s: float | None = None) -> None:
-    """Write one model atomically, of no tensor at all where a method learned none. fit_s: seconds of training."""
+def save_model(folder: Path, name: str, record_id: str, state: Mapping[str, Tensor], fitting: Fitting | None = None) -> None:
+    """Write one model atomically, of no tensor at all where a method learned none. fitting: what its training took."""
     from safetensors.torch import save
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    header = {"format": "pt", "record": record_id, "model": name} | ({} if fit_s is None else {"fit_s": repr(fit_s)})
+    header = {"format": "pt", "record": record_id, "model": name}
+    if fitting is not None:
+        header |= {"fit_s": repr(fitting.seconds)} | ({} if fitting.team is None else {"team": json.dumps(fitting.team)})
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / f"{name}.safetensors", save(tensors, header))
 

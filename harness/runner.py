@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import random
 import shutil
 import traceback
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from inpbench.harness.api import Context, Progress
+from inpbench.harness.api import Alone, Context, Progress
 from inpbench.harness.category_result import CategoryResult, measured
 from inpbench.harness.claims import claim
 from inpbench.harness.cost import Cost, count_cost
@@ -37,14 +38,17 @@ from inpbench.harness.records import Record, RecordStore, new_record, timestamp
 from inpbench.harness.references import enter
 from inpbench.harness.registry import resolve
 from inpbench.harness.scratch import Scratch
-from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.snapshots import Fitting, FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
 from inpbench.harness.stamp import make_stamp
-from inpbench.harness.training import decoded_for_training, shared_model, support_of, training_set
+from inpbench.harness.training import decoded_for_training, fit, shared_model, snapshots_in, support_of
 from inpbench.harness.weights import WeightStore
 
 if TYPE_CHECKING:
+    from inpbench.harness.process_group import Team
     from inpbench.harness.scoring import Scoring
+
+log = logging.getLogger("inpbench")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,7 @@ class Options:
     force: bool = False  # train again what is kept, a model that several cells share once in this process
     renewed: set[str] = field(default_factory=set)  # the shared trainings that were
     dtype: torch.dtype = torch.float32
+    team: Team | None = None  # the processes that train together; this is its rank 0, or `followers` has it
 
 
 @dataclass
@@ -81,6 +86,8 @@ def run_cells(cells: Sequence[Cell], store: RecordStore, options: Options, progr
             continue
         record = run_cell(cell, store, options, progress(cell))
         (tally.failed if record.status == "failed" else tally.done).append(record)
+        if options.team is not None and options.team.lost:
+            break
     return tally
 
 
@@ -96,6 +103,8 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
             shutil.rmtree(work, ignore_errors=True)
         if not kept:
             store.write(record)
+        if options.team is not None:
+            options.team.on_loss = partial(_lost, cell, store, kept)
         try:
             if phase == "train":
                 _train(record, cell, work, options, progress, store)
@@ -111,7 +120,8 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
             record = _failed(cell, error)
             if not kept:
                 store.write(record)
-            return record
+            first = options.team.settle(error) if options.team is not None else None
+            return record if first is None or first["rank"] == 0 else _lost(cell, store, kept, first)
         shutil.rmtree(work, ignore_errors=True)
     return record
 
@@ -122,6 +132,18 @@ def _failed(cell: Cell, error: Exception) -> Record:
     record.status, record.finished = "failed", timestamp()
     trace = "" if isinstance(error, BenchError) else "".join(traceback.format_exception(error))
     record.error = {"type": type(error).__name__, "message": str(error), "traceback": trace}
+    return record
+
+
+def _lost(cell: Cell, store: RecordStore, kept: bool, first: dict[str, Any]) -> Record:
+    """Write the record of a failure in another process of the team; kept: whether earlier numbers stand instead."""
+    record = _started(cell)
+    record.status, record.finished = "failed", timestamp()
+    message = f"process {first['rank']}: {first['message']}"
+    record.error = {"type": first["type"], "message": message, "traceback": first["traceback"]}
+    if not kept:
+        store.write(record)
+    log.error("%s: %s: %s", cell.label, first["type"], message)
     return record
 
 
@@ -188,7 +210,7 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     record.samples = store.write_samples(record.identity, {c: r.samples for c, r in results.items()})
     record.cost = cost.as_dict(results.values())
     record.skipped = _skipped(cell)
-    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch)
+    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team)
 
 
 def _decode(cell: Cell, options: Options, progress: Progress) -> None:
@@ -210,26 +232,26 @@ def _train(record: Record, cell: Cell, work: Path, options: Options, progress: P
     _decode(cell, options, progress)
     cost = Cost()
     for unit in units_of(cell):
-        method, _, fit_s = _trained_method(cell, unit, work, options, progress, cost, store)
+        method, _, fitting = _trained_method(cell, unit, work, options, progress, cost, store)
         if options.keep_models and not is_shared(cell.identity):
-            save_model(work.with_suffix(".models"), unit, cell.id, method.state(), fit_s=fit_s)
+            save_model(work.with_suffix(".models"), unit, cell.id, method.state(), fitting)
         enter(cell, units_of(cell)[unit].tested[0], method, options, progress)  # whose operations are counted
         count_cost(method, cell.params.preprocess.crop, options, cost)
         del method
-        _free(options)
+        free_memory(options)
     record.cost = cost.as_dict(())
     record.skipped = _skipped(cell)
-    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch)
+    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team)
 
 
-def _free(options: Options) -> None:
+def free_memory(options: Options) -> None:
     """The memory of a model that is no longer needed."""
     gc.collect()
     if options.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _build(cell: Cell, options: Options, progress: Progress, setting: str, snapshots: FolderSnapshots) -> Any:
+def build_method(cell: Cell, options: Options, progress: Progress, setting: str, snapshots: FolderSnapshots) -> Any:
     """The method of a cell, untrained, told to be in `setting`; every generator begins anew."""
     assert cell.request is not None
     seed_everything(cell.seed)
@@ -246,41 +268,40 @@ def _build(cell: Cell, options: Options, progress: Progress, setting: str, snaps
         engine=cell.request.engine,
         array=Scratch(snapshots.folder / "scratch"),
         images=FolderImages,
+        ranks=options.team or Alone(),
     )
     return resolve(cell.method.target)(cell.params, context)
 
 
 def _trained_method(
     cell: Cell, unit: str, work: Path, options: Options, progress: Progress, cost: Cost, store: RecordStore
-) -> tuple[Any, FolderSnapshots, float]:
-    """One model of a cell, trained now, earlier or elsewhere; where it leaves its snapshots; the seconds of its training.
+) -> tuple[Any, FolderSnapshots, Fitting]:
+    """One model of a cell, trained now, earlier or elsewhere; where it leaves its snapshots; what its training took.
 
     Raises `PrerequisiteError` where it would have to be trained, and `--phase test` forbids it.
     """
     assert cell.request is not None
     testing = cell.request.phase == "test" and cell.request.checkpoint is None
-    snapshots = FolderSnapshots(work / "models" / unit, options.snapshot_every_s)
-    build = partial(_build, cell, options, progress)
+    snapshots = snapshots_in(work / "models" / unit, options)
+    build = partial(build_method, cell, options, progress)
     # Before the method of this cell is built: a GPU need not hold both.
     shared = shared_model(cell, store, options, progress, build) if is_shared(cell.identity) else None
     method = build(cell.setting.name, snapshots)
     fitted = snapshots.load_fitted() if shared is None else shared.state
-    fit_s = snapshots.earlier_s if shared is None else shared.fit_s
+    fitting = Fitting(snapshots.earlier_s, snapshots.facts) if shared is None else shared.fitting
     if fitted is None and testing and cell.setting.name not in cell.method.untrained:
-        fitted, fit_s = kept_state(store, cell.identity, unit)
+        fitted, fitting = kept_state(store, cell.identity, unit)
     if fitted is not None:
         method.load_state(fitted)
     elif cell.request.checkpoint is not None:
         if not hasattr(method, "load_official"):
             raise UsageError(f"{cell.method.name} has no official checkpoints.", "Leave --checkpoint out.")
         method.load_official(options.weights.read_file(cell.request.checkpoint))
-        fit_s = 0.0  # whatever it was, it is not known
+        fitting = Fitting(0.0)  # whatever it was, it is not known
     elif cell.setting.name not in cell.method.untrained:
-        method.fit(training_set(cell, units_of(cell)[unit].trained, options, progress))
-        fit_s = snapshots.elapsed_s()
-        snapshots.save_fitted(method.state())
-    cost.add_fit(fit_s)
-    return method, snapshots, fit_s
+        fitting = fit(method, cell, cell.setting.name, units_of(cell)[unit].trained, snapshots, options, progress)
+    cost.add_fit(fitting)
+    return method, snapshots, fitting
 
 
 def _run_unit(
@@ -294,7 +315,7 @@ def _run_unit(
     store: RecordStore,
 ) -> dict[str, CategoryResult]:
     """One model: build, fit (or take up where it was), test the categories that have no result yet."""
-    method, snapshots, fit_s = _trained_method(cell, name, work, options, progress, cost, store)
+    method, snapshots, fitting = _trained_method(cell, name, work, options, progress, cost, store)
     tested = units_of(cell)[name].tested
     results = {}
     for index, category in enumerate(tested):
@@ -317,9 +338,9 @@ def _run_unit(
         results[category].write(work / "tested", category)
     progress(len(tested), len(tested), "tested")
     if options.keep_models and (cell.method.told_category or not is_shared(cell.identity)):
-        save_model(work.with_suffix(".models"), name, cell.id, method.state(), fit_s=fit_s)
+        save_model(work.with_suffix(".models"), name, cell.id, method.state(), fitting)
     count_cost(method, cell.params.preprocess.crop, options, cost)
     snapshots.clear()
     del method
-    _free(options)
+    free_memory(options)
     return results

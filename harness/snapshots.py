@@ -11,11 +11,21 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inpbench.harness.atomic import write_bytes
 
+if TYPE_CHECKING:
+    from inpbench.harness.process_group import Team
+
 log = logging.getLogger("inpbench")
+
+
+class Fitting(NamedTuple):
+    """What the training of a model took, whenever and wherever that was."""
+
+    seconds: float
+    team: dict[str, Any] | None = None  # `Team.facts`, where several processes (at last) trained it
 
 
 class FolderSnapshots:
@@ -27,6 +37,7 @@ class FolderSnapshots:
         self._last = time.monotonic()
         self._started = time.monotonic()
         self.earlier_s = 0.0  # seconds of training before this process
+        self.facts: dict[str, Any] | None = None  # of the processes that trained, where there were several
         self.resumed = False
 
     def due(self) -> bool:
@@ -63,7 +74,7 @@ class FolderSnapshots:
         import torch
 
         buffer = io.BytesIO()
-        torch.save({"elapsed_s": self.elapsed_s(), "state": dict(state)}, buffer)
+        torch.save({"elapsed_s": self.elapsed_s(), "team": self.facts, "state": dict(state)}, buffer)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_bytes(self.folder / name, buffer.getvalue())
 
@@ -75,7 +86,7 @@ class FolderSnapshots:
             return None
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            self.earlier_s, state = float(content["elapsed_s"]), content["state"]
+            self.earlier_s, self.facts, state = float(content["elapsed_s"]), content.get("team"), content["state"]
         except Exception as error:  # whatever is wrong with the file, training can start anew: nothing is lost but time
             log.warning("%s does not load (%s); this model starts from the beginning.", path.name, type(error).__name__)
             path.replace(path.with_suffix(".broken"))
@@ -84,3 +95,29 @@ class FolderSnapshots:
         self._started = self._last = time.monotonic()
         assert isinstance(state, dict)
         return state
+
+
+class TeamSnapshots(FolderSnapshots):
+    """Those of several processes: rank 0 writes and reads, the others are given what it has read, however many they are."""
+
+    def __init__(self, folder: Path, every_s: float, team: Team) -> None:
+        super().__init__(folder, every_s)
+        self._team = team
+
+    def due(self) -> bool:
+        """As of one process; never for the others."""
+        return self._team.rank == 0 and super().due()
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a snapshot, which says that the team made it."""
+        self.facts = self._team.facts()
+        super().save(state)
+
+    def save_fitted(self, state: Mapping[str, Any]) -> None:
+        """Write what the team learned."""
+        self.facts = self._team.facts()
+        super().save_fitted(state)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last snapshot of rank 0, or None; every process calls it, in a training."""
+        return self._team.first(super().load() if self._team.rank == 0 else None)

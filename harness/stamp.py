@@ -37,18 +37,22 @@ _URL_LOGIN = re.compile(r"([a-z][a-z0-9+.-]*://)[^/@\s]+@", re.IGNORECASE)
 _REMOVED = "***"
 
 
-def make_stamp(device: Any = "cpu", *, eval_batch: int | None = None, host: bool = False, **extra: Any) -> dict[str, Any]:
+def make_stamp(
+    device: Any = "cpu", *, eval_batch: int | None = None, host: bool = False, team: dict[str, Any] | None = None, **extra: Any
+) -> dict[str, Any]:
     """The stamp of this process, as JSON-able data.
 
-    device: where the cell ran (`torch.device` or its name). extra: further facts that the caller wants beside them.
+    device: where the cell ran (`torch.device` or its name). team: what is to be said of the processes that trained it together;
+    such hardware is a class of its own (`cuda-h100-x4`). extra: further facts that the caller wants beside them.
     """
+    together = f"-x{team['processes']}" if team is not None else ""
     stamp: dict[str, Any] = {
         "git": git_state(),
         "packages": packages(),
         "python": platform.python_version(),
         "os": f"{platform.system()} {platform.release()}",
-        "hardware": hardware_class(device),
-        "device": _device_title(device),
+        "hardware": hardware_class(device) + together,
+        "device": device_title(device),
         "threads": _threads(),
         "flags": _flags(),
         "command": command_line(sys.argv),
@@ -57,6 +61,8 @@ def make_stamp(device: Any = "cpu", *, eval_batch: int | None = None, host: bool
         stamp["eval_batch"] = eval_batch
     if host:
         stamp["host"] = platform.node()
+    if team is not None:
+        stamp["team"] = team
     return stamp | extra
 
 
@@ -166,7 +172,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _device_title(device: Any) -> str:
+def device_title(device: Any) -> str:
+    """The name of a GPU, or of the processor."""
     kind, _, index = str(device).partition(":")
     torch = sys.modules.get("torch")
     if kind == "cuda" and torch is not None and torch.cuda.is_available():

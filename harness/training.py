@@ -20,11 +20,13 @@ from inpbench.harness.claims import claim
 from inpbench.harness.errors import DataError, PrerequisiteError, WeightsError
 from inpbench.harness.loading import TrainingImages
 from inpbench.harness.models import read_model, save_model, shared_folder, trained_file
-from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.snapshots import Fitting, FolderSnapshots, TeamSnapshots
 from inpbench.harness.sources import training_id
 from inpbench.harness.support import drawn_samples
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from inpbench.harness.manifest import Manifest
     from inpbench.harness.plan import Cell
     from inpbench.harness.records import RecordStore
@@ -89,7 +91,7 @@ class Trained(NamedTuple):
     """A model that several cells share."""
 
     state: dict[str, Tensor]
-    fit_s: float  # seconds that its training took, whenever that was
+    fitting: Fitting
 
 
 def support_of(cell: Cell) -> list[Sample] | None:
@@ -169,6 +171,43 @@ def _all_labelled(cell: Cell, options: Options, progress: Progress) -> TrainingI
     return images_of(cell, source, source.categories, options, progress, labelled)
 
 
+def snapshots_in(folder: Path, options: Options) -> FolderSnapshots:
+    """Where a model leaves its snapshots."""
+    if options.team is not None:
+        return TeamSnapshots(folder, options.snapshot_every_s, options.team)
+    return FolderSnapshots(folder, options.snapshot_every_s)
+
+
+def fit(
+    method: Any,
+    cell: Cell,
+    setting: str,
+    categories: Sequence[str],
+    snapshots: FolderSnapshots,
+    options: Options,
+    progress: Progress,
+) -> Fitting:
+    """Train a method on what `training_set` gives, and save what it learned; a team is called to it.
+
+    setting: what the method was told. Returns what it took, earlier runs included.
+    """
+    images = training_set(cell, categories, options, progress)
+    if options.team is None:
+        method.fit(images)
+        return _saved(method, snapshots)
+    task = {"cell": cell.id, "setting": setting, "categories": list(categories), "folder": str(snapshots.folder)}
+    with options.team.training(task, options.device):
+        method.fit(images)
+        options.team.check_same(method.state())
+    return _saved(method, snapshots)
+
+
+def _saved(method: Any, snapshots: FolderSnapshots) -> Fitting:
+    seconds = snapshots.elapsed_s()
+    snapshots.save_fitted(method.state())
+    return Fitting(seconds, snapshots.facts)
+
+
 Build = Callable[[str, FolderSnapshots], Any]
 """(setting that the method is told to be in, where it leaves snapshots) -> the method of a cell, untrained."""
 
@@ -184,24 +223,23 @@ def shared_model(cell: Cell, store: RecordStore, options: Options, progress: Pro
             found = None
         options.renewed.add(training)
         if found is not None:
-            path, fit_s = found
+            path, fitting = found
             try:
-                return Trained(read_model(path), fit_s)
+                return Trained(read_model(path), fitting)
             except WeightsError as error:
                 if cell.request.phase == "test":
                     raise
                 log.warning("%s The model is trained again.", error.message)
         if cell.request.phase == "test":
             raise PrerequisiteError("The shared model is not kept, and --phase test trains nothing.", "Leave --phase out.")
-        snapshots = FolderSnapshots(folder, options.snapshot_every_s)
-        method = build(cell.identity["source"]["setting"], snapshots)
+        snapshots, setting = snapshots_in(folder, options), cell.identity["source"]["setting"]
+        method = build(setting, snapshots)
         state = snapshots.load_fitted()
         if state is None:
-            method.fit(training_set(cell, (), options, progress))
-            state, fit_s = method.state(), snapshots.elapsed_s()
-            snapshots.save_fitted(state)
+            fitting = fit(method, cell, setting, (), snapshots, options, progress)
+            state = method.state()
         else:
-            fit_s = snapshots.earlier_s
-        save_model(folder, "all", training, state, fit_s=fit_s)
+            fitting = Fitting(snapshots.earlier_s, snapshots.facts)
+        save_model(folder, "all", training, state, fitting)
         snapshots.clear()
-    return Trained({key: value.detach().cpu() for key, value in state.items()}, fit_s)
+    return Trained({key: value.detach().cpu() for key, value in state.items()}, fitting)

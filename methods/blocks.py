@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from inpbench.methods.shards import BatchDropout
+
 NORM_EPS = 1e-8
 MLP_RATIO = 4
 
@@ -22,7 +24,7 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
-        self.drop = nn.Dropout(dropout)  # one module, applied three times
+        self.drop = BatchDropout(dropout)  # one module, applied three times
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

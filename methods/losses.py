@@ -4,6 +4,7 @@ global: 1 - cos of one flat vector an image, mean over the batch, mean over the 
 reaches b is multiplied by a weight a point (the originals do it in a hook on b); the value of the loss does not change.
     soft mining (INP-Former):         w = (d / mean d)^power, d = 1 - cos over channels, mean over the batch
     hard mining by share (Dinomaly):  w = factor where d < the k-th largest of the batch, k = int(numel * (1 - share)), else 1
+Where several processes have a part of the batch each, `whole` makes the distances of the batch of one's own (methods/shards.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ _EPS = 1e-8  # every norm is at least this
 PointWeight = Callable[[Tensor], Tensor]
 """Distances (B, 1, h, w) to gradient weights (B, 1, h, w)."""
 
+Whole = Callable[[Tensor], Tensor]
+"""The distances of this process's images to those of the whole batch, of which statistics are taken."""
+
+
+def itself(distance: Tensor) -> Tensor:
+    """`Whole` of a process that has the whole batch."""
+    return distance
+
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """1 - cos over channels: (B, D, h, w) twice -> (B, 1, h, w); each norm is clamped at 1e-8."""
@@ -31,9 +40,9 @@ def image_distance(a: Tensor, b: Tensor) -> Tensor:
     return 1.0 - F.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)
 
 
-def soft_mining_weight(distance: Tensor, power: float) -> Tensor:
+def soft_mining_weight(distance: Tensor, power: float, whole: Whole = itself) -> Tensor:
     """(d / mean d)^power; the mean is over the whole batch. No clamp, no renormalisation."""
-    return (distance / distance.mean()) ** power
+    return (distance / whole(distance).mean()) ** power
 
 
 def hard_mining_count(numel: int, share: float) -> int:
@@ -49,9 +58,9 @@ def hard_mining_threshold(distance: Tensor, share: float) -> Tensor:
     return torch.topk(distance.reshape(-1), hard_mining_count(distance.numel(), share)).values[-1]
 
 
-def hard_mining_weight(distance: Tensor, share: float, factor: float) -> Tensor:
-    """`factor` where the distance is strictly below the threshold, else 1."""
-    easy = distance < hard_mining_threshold(distance, share)
+def hard_mining_weight(distance: Tensor, share: float, factor: float, whole: Whole = itself) -> Tensor:
+    """`factor` where the distance is strictly below the threshold of the whole batch, else 1."""
+    easy = distance < hard_mining_threshold(whole(distance), share)
     return torch.ones_like(distance).masked_fill_(easy, factor)  # a tensor made of `factor` would wait for the device
 
 
@@ -61,20 +70,22 @@ def scale_gradient(target: Tensor, weight: Tensor) -> None:
         target.register_hook(lambda gradient: gradient * weight)  # type: ignore[no-untyped-call]
 
 
-def threshold_weight(distance: Tensor, alpha: float) -> Tensor:
-    """0 below mean + alpha * std of the batch (unbiased), else 1 (ReContrast's mining)."""
-    return (distance >= distance.mean() + alpha * distance.std()).to(distance.dtype)
+def threshold_weight(distance: Tensor, alpha: float, whole: Whole = itself) -> Tensor:
+    """0 below mean + alpha * std of the whole batch (unbiased), else 1 (ReContrast's mining)."""
+    batch = whole(distance)
+    return (distance >= batch.mean() + alpha * batch.std()).to(distance.dtype)
 
 
-def focal_weight(distance: Tensor, share: float) -> Tensor:
+def focal_weight(distance: Tensor, share: float, whole: Whole = itself) -> Tensor:
     """(d / threshold)^2, at most 1; the threshold is that of the hard mining."""
-    return (distance / hard_mining_threshold(distance, share)).clamp(max=1.0) ** 2
+    return (distance / hard_mining_threshold(whole(distance), share)).clamp(max=1.0) ** 2
 
 
-def hardest_weight(distance: Tensor, share: float) -> Tensor:
+def hardest_weight(distance: Tensor, share: float, whole: Whole = itself) -> Tensor:
     """For a mean over the hardest 1 - share of the points alone: numel / count there, else 0."""
-    hard = (distance >= hard_mining_threshold(distance, share)).to(distance.dtype)
-    return hard / hard.mean()
+    batch = whole(distance)
+    threshold = hard_mining_threshold(batch, share)
+    return (distance >= threshold).to(distance.dtype) / (batch >= threshold).to(distance.dtype).mean()
 
 
 Reduction = Literal["mean", "sum"]  # over the groups

@@ -52,7 +52,8 @@ class NoisyReconstruction(ReconstructionMethod):
 
     def mined(self, targets: Sequence[Tensor], outputs: Sequence[Tensor], step: int) -> Tensor:
         """The global cosine loss of grouped maps (B, D, h, w), with the gradient hook of this step."""
-        weight = partial(hard_mining_weight, share=self.mining_share(step), factor=self.params.mining_factor)
+        params, whole = self.params, self.shard.whole
+        weight = partial(hard_mining_weight, share=self.mining_share(step), factor=params.mining_factor, whole=whole)
         return mined_global_cosine(targets, outputs, weight)
 
     def loss(self, output: Reconstruction, step: int) -> Tensor:

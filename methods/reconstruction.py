@@ -27,6 +27,7 @@ from inpbench.methods.losses import cosine_distance
 from inpbench.methods.optim import StableAdamW
 from inpbench.methods.reconstruction_params import ReconstructionParams
 from inpbench.methods.schedule import WarmCosine
+from inpbench.methods.shards import Shard, spread
 from inpbench.methods.training import BatchOrder, LossFunction, Trainer
 
 
@@ -65,6 +66,7 @@ class ReconstructionMethod(ABC):
     def __init__(self, params: ReconstructionParams, ctx: Context) -> None:
         params.check()
         self.params, self.ctx = params, ctx
+        self.shard = Shard()  # of each batch; `fit` sets it where several processes train together
         self.encoder = build_encoder(params.encoder, ctx, params.crop_size)
         self.grid = self.encoder.grid(params.crop_size)
         with torch.random.fork_rng(devices=[]):  # drawn on the CPU in float32, whatever the device
@@ -143,8 +145,10 @@ class ReconstructionMethod(ABC):
     def fit(self, train: TrainingSet) -> None:
         """Train the network; goes on from `ctx.snapshots` if there is one."""
         order = BatchOrder(len(train), self.params.batch_size, self.ctx.seed)
+        self.shard = Shard(self.ctx.ranks, order.size)
+        spread(self.network, self.shard)
         partition = is_partition(self.params.encoder_groups, len(self.params.layers))
-        source = FeatureSource(train, self.encode, self.params.batch_size, self.ctx, partition)
+        source = FeatureSource(train, self.encode, self.params.batch_size, self.ctx, partition, shard=self.shard)
 
         def loss(indices: list[int], step: int) -> Tensor:
             return self.loss(self.decode(source.batch(indices, order.batch(step + 1))), step)
@@ -163,6 +167,7 @@ class ReconstructionMethod(ABC):
             clip_norm=self.params.clip_norm,
             ctx=self.ctx,
             advice=self.advice,
+            shard=self.shard,
         )
         trainer.run()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from inpbench.harness.api import Context
 from inpbench.harness.errors import BenchError, DataError
+from inpbench.methods.shards import Shard
 
 REPORT_EVERY = 20  # steps
 _EPOCH_STRIDE = 1_000_003  # seeds of epochs of neighbouring seeds do not collide
@@ -99,7 +100,8 @@ class Trainer:
 
     schedule: step -> learning rate, set on every parameter group before the step. clip_norm: largest L2 norm of all gradients.
     advice: what to type when the loss is not finite. stage, kept: of a method that trains several modules in turn, the name of this
-    training in snapshots and progress, and the tensors of earlier stages that its snapshots hold besides.
+    training in snapshots and progress, and the tensors of earlier stages that its snapshots hold besides. shard: the part of each
+    batch that `loss` speaks of, where several processes train together; they look at the loss and the clock at the same steps.
     """
 
     module: nn.Module
@@ -113,6 +115,7 @@ class Trainer:
     advice: str = "Lower the learning rate, or use --set METHOD.warmup=500."
     stage: str = "training"
     kept: Mapping[str, Tensor] | None = None
+    shard: Shard = field(default_factory=Shard)
 
     def run(self) -> None:
         """Train from the snapshot of this cell, if there is one, to the last step; torch's generators are left untouched."""
@@ -120,6 +123,7 @@ class Trainer:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.ctx.seed)
             first = self._resume()
+            self.shard.check_same(self.module)
             self.module.train()
             self._loop(first)
             self.module.eval()
@@ -133,10 +137,10 @@ class Trainer:
             params += group["params"]
         loss = self.loss(self.order.batch(step), step)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self.shard.backward(loss, params)
         norm = nn.utils.clip_grad_norm_(params, self.clip_norm)
         self.optimiser.step()
-        return StepResult(loss.detach(), norm, rate)
+        return StepResult(loss, norm, rate)
 
     def _loop(self, first: int) -> None:
         running: list[Tensor] = []
@@ -146,8 +150,9 @@ class Trainer:
                 result.loss.item()  # the originals wait for the device at each step
             running.append(result.loss)
             done = step + 1
-            due = done < self.steps and self.ctx.snapshots.due()
-            if done % REPORT_EVERY == 0 or done == self.steps or due:
+            look = done % REPORT_EVERY == 0 or done == self.steps
+            due = done < self.steps and (look or self.shard.alone) and self.ctx.snapshots.due()
+            if look or due:
                 self._report(done, running, result.rate)
                 running = []
             if due:

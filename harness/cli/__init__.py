@@ -14,7 +14,7 @@ import typer
 
 from inpbench.harness.cli import app as app_verb
 from inpbench.harness.cli import data, doctor, export, lists, predict, report, reproduce, rescore, run, tables
-from inpbench.harness.errors import EXIT_INTERRUPTED, EXIT_NEGATIVE, EXIT_USAGE, BenchError
+from inpbench.harness.errors import EXIT_INTERRUPTED, EXIT_NEGATIVE, EXIT_USAGE, BenchError, UsageError
 
 app = typer.Typer(
     name="bench",
@@ -38,14 +38,22 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of a user error, too.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Options of every verb."""
+    from inpbench.harness.process_group import processes
+
     global _traceback
     _traceback = traceback
+    if context.invoked_subcommand != "run" and processes() > 1:
+        raise UsageError(
+            f"torchrun started {processes()} processes of bench {context.invoked_subcommand}; only bench run trains on several.",
+            f"Type it without torchrun: bench {context.invoked_subcommand} ...",
+        )
 
 
 app.command("run", rich_help_panel="Run")(run.run)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
     from inpbench.harness.console import Live
     from inpbench.harness.plan import Cell, Request
+    from inpbench.harness.process_group import Team
     from inpbench.harness.records import RecordStore
-    from inpbench.harness.runner import Tally
+    from inpbench.harness.runner import Options, Tally
 
 
 def run(
@@ -102,27 +104,74 @@ def run(
         "weights": WeightStore(weights, download=download, dry=dry_run),
         "scoring": Scoring(mask_rule=mask_rule.value),
     }
-    _run(request, options | {"force": force}, results_folder(results), device, display, force=force, dry_run=dry_run, json_=json_)
+    work, folder = options | {"force": force}, results_folder(results)
+    with _team() as team:
+        if team is not None and team.rank > 0:
+            _follow(team, request, work, folder, device)
+        else:
+            _run(team, request, work, folder, device, display, dry_run=dry_run, json_=json_)
+
+
+@contextlib.contextmanager
+def _team() -> Iterator[Team | None]:
+    """The processes of torchrun, which know when this one has ended; None for one process."""
+    from inpbench.harness.process_group import join
+
+    team = join()
+    try:
+        yield team
+    finally:
+        if team is not None:
+            team.end()
+
+
+def _follow(team: Team, request: Request, options: dict[str, Any], folder: Path, device: str) -> None:
+    """Train what rank 0 calls this process to; what goes wrong here alone is said here, too."""
+    import functools
+    import logging
+
+    from inpbench.harness.console import print_error
+    from inpbench.harness.followers import follow
+    from inpbench.harness.plan import make_plan
+    from inpbench.harness.process_group import LostTeamError
+    from inpbench.harness.records import RecordStore
+
+    logging.getLogger("inpbench").addHandler(logging.NullHandler())  # rank 0 says the same
+
+    @functools.cache
+    def made() -> Options:
+        from inpbench.harness.runner import Options
+
+        return Options(device=find_device(team.device_name(device)), team=team, **options)
+
+    store, weights, scoring = RecordStore(folder), options["weights"], options["scoring"]
+    try:
+        follow(team, lambda: make_plan(request, store, weights, scoring, force=options["force"]), made)
+    except Exception as error:
+        if not isinstance(error, LostTeamError):
+            print_error(f"process {team.rank}: {type(error).__name__}: {error}", "")
+        raise typer.Exit(errors.EXIT_NEGATIVE) from None
 
 
 def _run(
+    team: Team | None,
     request: Request,
     options: dict[str, Any],
     folder: Path,
     device: str,
     display: option.DisplayMode,
     *,
-    force: bool,
     dry_run: bool,
     json_: bool,
 ) -> None:
     """Plan, show the plan, run what is to do, show what came of it."""
     from inpbench.harness.console import Live, print_plan
+    from inpbench.harness.followers import refuse_single
     from inpbench.harness.plan import make_plan
     from inpbench.harness.records import RecordStore
 
     store = RecordStore(folder)
-    cells = make_plan(request, store, options["weights"], options["scoring"], force=force)
+    cells = make_plan(request, store, options["weights"], options["scoring"], force=options["force"])
     live = Live(display.value)
     if json_ and dry_run:
         _print_json({"cells": [cell.summary() for cell in cells]})
@@ -133,8 +182,14 @@ def _run(
         return
     if options["save_maps"] is not None:
         _say_without_maps(cells, store, live)
-    tally = _execute(cells, store, live, device, options)
+    if team is not None:
+        refuse_single(cells, team)
+        team.announce()
+    tally = _execute(cells, store, live, device, options, team)
     _print_outcome(cells, store, tally, live, json_, display)
+    if team is not None and team.lost:
+        left = len([cell for cell in cells if cell.status == "todo"]) - len(tally.done + tally.failed) if tally else 0
+        live.console.print(f"The processes were ended, {left} cells were not begun: the same command goes on.", markup=False)
     if tally is not None and tally.failed:
         raise typer.Exit(errors.EXIT_NEGATIVE)
 
@@ -174,14 +229,17 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def _execute(cells: Sequence[Cell], store: RecordStore, live: Live, device: str, options: dict[str, Any]) -> Tally | None:
+def _execute(
+    cells: Sequence[Cell], store: RecordStore, live: Live, device: str, options: dict[str, Any], team: Team | None
+) -> Tally | None:
     """Run what is to do; torch is imported only then."""
     if not any(cell.status == "todo" for cell in cells):
         return None
     from inpbench.harness.runner import Options, run_cells
 
+    found = find_device(device if team is None else team.device_name(device))
     with live:
-        return run_cells(cells, store, Options(device=find_device(device), **options), live.cell)
+        return run_cells(cells, store, Options(device=found, team=team, **options), live.cell)
 
 
 def _say_without_maps(cells: Sequence[Cell], store: RecordStore, live: Live) -> None:

@@ -44,5 +44,6 @@ INFO = MethodInfo(
         "smoke": {**SMOKE, "mining_ramp": 4},
     },
     weights=encoder_weights,
+    parallel=True,
     paper="Guo et al., Dinomaly: The Less Is More Philosophy in Multi-Class Unsupervised Anomaly Detection, CVPR 2025",
 )

@@ -40,5 +40,6 @@ INFO = MethodInfo(
         "smoke": SMOKE,
     },
     weights=encoder_weights,
+    parallel=True,
     paper="Luo et al., Exploring Intrinsic Normal Prototypes within a Single Image for Universal Anomaly Detection, CVPR 2025",
 )
