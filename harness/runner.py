@@ -63,6 +63,8 @@ class Options:
     force: bool = False  # train again what is kept, a model that several cells share once in this process
     renewed: set[str] = field(default_factory=set)  # the shared trainings that were
     dtype: torch.dtype = torch.float32
+    notes: tuple[str, ...] = ()  # what a record should say of how its cell was run
+    stamp: dict[str, Any] = field(default_factory=dict)  # facts for the stamp that only the caller knows
 
 
 @dataclass
@@ -90,7 +92,7 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
     with claim(path.with_suffix(".lock"), what=f"cell {cell.id[:12]} ({cell.label})"):
         earlier = store.find(cell.id)
         kept = earlier is not None and earlier.status == "done"  # --force: the old numbers stand until there are new ones
-        record = _started(cell)
+        record = _started(cell, options.notes)
         work, phase = path.with_suffix(".work"), cell.request.phase if cell.request else "both"
         if options.force and phase != "test" and earlier is not None and earlier.status == "trained":
             shutil.rmtree(work, ignore_errors=True)
@@ -108,24 +110,24 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
             record.status, record.finished = "done", timestamp()
             store.write(record)
         except Exception as error:
-            record = _failed(cell, error)
-            if not kept:
-                store.write(record)
-            return record
+            return record_failure(cell, store, error, options.notes)
         shutil.rmtree(work, ignore_errors=True)
     return record
 
 
-def _failed(cell: Cell, error: Exception) -> Record:
-    """The record of a failure: a user error keeps its two lines, a bug its traceback."""
-    record = _started(cell)
+def record_failure(cell: Cell, store: RecordStore, error: Exception, notes: Sequence[str] = ()) -> Record:
+    """Write the record of a failure, unless a done one stands: a user error keeps its two lines, a bug its traceback."""
+    record = _started(cell, notes)
     record.status, record.finished = "failed", timestamp()
     trace = "" if isinstance(error, BenchError) else "".join(traceback.format_exception(error))
     record.error = {"type": type(error).__name__, "message": str(error), "traceback": trace}
+    earlier = store.find(cell.id)
+    if earlier is None or earlier.status != "done":
+        store.write(record)
     return record
 
 
-def _started(cell: Cell) -> Record:
+def _started(cell: Cell, notes: Sequence[str]) -> Record:
     assert cell.manifest is not None
     return new_record(
         cell.identity,
@@ -133,7 +135,7 @@ def _started(cell: Cell) -> Record:
         marks=marks_of(cell),
         support=[sample.image for sample in support_of(cell) or ()],
         skipped=_skipped(cell),
-        notes=[f"model of the training {training_id(cell.identity)[:12]}"] if is_shared(cell.identity) else [],
+        notes=[*([f"model of the training {training_id(cell.identity)[:12]}"] if is_shared(cell.identity) else []), *notes],
         started=timestamp(),
     )
 
@@ -188,7 +190,7 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     record.samples = store.write_samples(record.identity, {c: r.samples for c, r in results.items()})
     record.cost = cost.as_dict(results.values())
     record.skipped = _skipped(cell)
-    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch)
+    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, **options.stamp)
 
 
 def _decode(cell: Cell, options: Options, progress: Progress) -> None:
@@ -219,7 +221,7 @@ def _train(record: Record, cell: Cell, work: Path, options: Options, progress: P
         _free(options)
     record.cost = cost.as_dict(())
     record.skipped = _skipped(cell)
-    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch)
+    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, **options.stamp)
 
 
 def _free(options: Options) -> None:

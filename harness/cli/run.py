@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from inpbench.harness.plan import Cell, Request
     from inpbench.harness.records import RecordStore
     from inpbench.harness.runner import Tally
+    from inpbench.harness.scale.shares import Wish
 
 
 def run(
@@ -58,17 +59,19 @@ def run(
     json_: Json = False,
     display: option.Display = option.DisplayMode.auto,
     snapshot_every: option.SnapshotEvery = 30.0,
+    ray: option.Ray = None,
+    ray_gpus: option.RayGpus = None,
+    ray_cpus: option.RayCpus = None,
+    ray_retries: option.RayRetries = None,
 ) -> None:
     """Train and test methods on data sets, side by side; running the same command again goes on where it stopped.
 
     bench run --methods inp_former,dinomaly --dataset visa
     """
-    from inpbench.harness.kept_maps import parse_maps_of
     from inpbench.harness.params import split_settings
     from inpbench.harness.plan import Request
-    from inpbench.harness.scoring import Scoring
-    from inpbench.harness.weights import WeightStore
 
+    wish = option.ray_wish(ray, ray_gpus, ray_cpus, ray_retries)
     root, roots = option.split_roots(data_root or [], [*split_names(dataset), *split_names(source)])
     request = Request(
         methods=split_names(methods),
@@ -98,11 +101,23 @@ def run(
         "pixel_cache": pixel_cache,
         "keep_models": keep_models,
         "intervals": intervals,
-        "save_maps": parse_maps_of(maps_of) if save_maps else None,
-        "weights": WeightStore(weights, download=download, dry=dry_run),
-        "scoring": Scoring(mask_rule=mask_rule.value),
+        **_made(weights, download, dry_run, mask_rule.value, maps_of if save_maps else None, force),
     }
-    _run(request, options | {"force": force}, results_folder(results), device, display, force=force, dry_run=dry_run, json_=json_)
+    _run(request, options, results_folder(results), device, display, wish, dry_run=dry_run, json_=json_)
+
+
+def _made(weights: str | None, download: bool, dry: bool, mask_rule: Any, maps_of: str | None, force: bool) -> dict[str, Any]:
+    """The options that are objects of their own, and `force`."""
+    from inpbench.harness.kept_maps import parse_maps_of
+    from inpbench.harness.scoring import Scoring
+    from inpbench.harness.weights import WeightStore
+
+    return {
+        "save_maps": None if maps_of is None else parse_maps_of(maps_of),
+        "weights": WeightStore(weights, download=download, dry=dry),
+        "scoring": Scoring(mask_rule=mask_rule),
+        "force": force,
+    }
 
 
 def _run(
@@ -111,8 +126,8 @@ def _run(
     folder: Path,
     device: str,
     display: option.DisplayMode,
+    wish: Wish | None,
     *,
-    force: bool,
     dry_run: bool,
     json_: bool,
 ) -> None:
@@ -122,7 +137,7 @@ def _run(
     from inpbench.harness.records import RecordStore
 
     store = RecordStore(folder)
-    cells = make_plan(request, store, options["weights"], options["scoring"], force=force)
+    cells = make_plan(request, store, options["weights"], options["scoring"], force=options["force"])
     live = Live(display.value)
     if json_ and dry_run:
         _print_json({"cells": [cell.summary() for cell in cells]})
@@ -133,7 +148,7 @@ def _run(
         return
     if options["save_maps"] is not None:
         _say_without_maps(cells, store, live)
-    tally = _execute(cells, store, live, device, options)
+    tally = _execute(cells, store, live, device, options, wish)
     _print_outcome(cells, store, tally, live, json_, display)
     if tally is not None and tally.failed:
         raise typer.Exit(errors.EXIT_NEGATIVE)
@@ -174,10 +189,17 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def _execute(cells: Sequence[Cell], store: RecordStore, live: Live, device: str, options: dict[str, Any]) -> Tally | None:
-    """Run what is to do; torch is imported only then."""
+def _execute(
+    cells: Sequence[Cell], store: RecordStore, live: Live, device: str, options: dict[str, Any], wish: Wish | None
+) -> Tally | None:
+    """Run what is to do, here or on a Ray cluster; torch is imported only then."""
     if not any(cell.status == "todo" for cell in cells):
         return None
+    if wish is not None:
+        from inpbench.harness.scale.driver import run_on_ray
+
+        with live:
+            return run_on_ray(cells, store, options, wish, device, live)
     from inpbench.harness.runner import Options, run_cells
 
     with live:
