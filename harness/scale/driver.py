@@ -61,9 +61,9 @@ class Workers(Protocol):
 def run_on_ray(cells: Sequence[Cell], store: RecordStore, options: dict[str, Any], wish: Wish, device: str, live: Live) -> Tally:
     """Run every `todo` cell on a Ray cluster, as `runner.run_cells` does in one process. options: of `runner.Options`.
 
-    Raises `PrerequisiteError` (ray, a cluster, or a share is missing; a node is not fit) before any work, and what stops one process
-    too: another bench at work on a cell, a results folder that cannot be written. `KeyboardInterrupt` passes through; the cells that
-    were running are stopped and go on from their snapshots next time.
+    Raises `PrerequisiteError` (ray, a cluster, or a share is missing; a node is not fit) before any work, and what stops one
+    process too: another bench at work on a cell, a results folder that cannot be written. `KeyboardInterrupt` passes through; the
+    cells that were running are stopped and go on from their snapshots next time.
     """
     wish.check(device)
     cluster = Cluster(wish.address)
@@ -122,7 +122,7 @@ class Driver:
                     if record is not None:
                         (tally.failed if record.status == "failed" else tally.done).append(record)
                 out, waiting = self._handout.left
-                overall(len(self._cells) - out - waiting, len(self._cells), f"done; {out} given out, {waiting} waiting")
+                overall(len(self._cells) - out - waiting, len(self._cells), f"given out {out}, waiting {waiting}, done")
         finally:
             if self._out:
                 self._workers.cancel(list(self._out))

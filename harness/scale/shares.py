@@ -47,7 +47,7 @@ class Wish:
         if "://" in self.address:
             raise UsageError(
                 f"--ray {self.address}: Ray's remote client does not see the cluster's folders.",
-                "Run the command on a machine of the cluster with --ray auto, or send it: ray job submit -- bench run ... --ray auto",
+                "Type it on a machine of the cluster, with --ray auto, or send it: ray job submit -- bench run ... --ray auto",
             )
 
 
