@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from commands import TINY, bench
 from inpbench.harness.claims import claim
 from inpbench.harness.errors import BenchError, PrerequisiteError, UsageError
 from inpbench.harness.scale import driver, worker
-from inpbench.harness.scale.cluster import LostError
+from inpbench.harness.scale.cluster import LostError, target_of
 from inpbench.harness.scale.handout import Handout
 from inpbench.harness.scale.job import Contract, Job, Message, NodeError, contract_of
 from inpbench.harness.scale.shares import Node, Share, Wish, choose_share, describe
@@ -81,6 +82,33 @@ def test_the_description_counts_cells_and_names_idle_nodes() -> None:
 def test_wishes_that_make_no_sense(results: Path, arguments: list[str], message: str) -> None:
     outcome = bench(*RAW, "--results", results, *arguments)
     assert outcome.code == 2 and message in outcome.err and not list(results.rglob("*.json"))
+
+
+def test_an_address_where_nothing_listens_is_an_answer_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray itself tries for five minutes, with a line of log every few seconds."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        silent = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(PrerequisiteError, match=f"No Ray cluster answers at {silent}: Connection refused"):
+        target_of(silent)
+    with pytest.raises(PrerequisiteError, match="an address is HOST:PORT"):
+        target_of("head")
+    assert target_of("local") is None and target_of("auto") is None, "no cluster: one is started here"
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(silent)
+    assert target_of("auto") is None, "of a cluster that is gone"
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        alive = f"127.0.0.1:{head.getsockname()[1]}"
+        (tmp_path / "ray" / "ray_current_cluster").write_text(f"{alive}\n")
+        assert target_of("auto") == alive == target_of(alive)
+        monkeypatch.setenv("RAY_ADDRESS", silent)
+        with pytest.raises(PrerequisiteError, match=silent):
+            target_of("auto")  # who names a cluster never gets another one
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(PrerequisiteError, match="does not see the cluster's folders"):
+        target_of("auto")
 
 
 def test_without_ray_the_command_that_installs_it_is_named(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:

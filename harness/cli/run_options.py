@@ -140,7 +140,7 @@ Ray = Annotated[
     str | None,
     typer.Option(
         "--ray",
-        metavar="auto|ADDRESS",
+        metavar="auto|local|HOST:PORT",
         help="Run each cell as a task of a Ray cluster; auto: the running one, else this machine (docs/scale.md).",
     ),
 ]

@@ -1,6 +1,6 @@
 """Everything that is said to Ray: find or start a cluster, examine its nodes, send cells, take what comes back.
 
-`auto` is what Ray's own `ray.init()` does: the cluster of `$RAY_ADDRESS`, else the one that `ray start` made on this machine, else
+`auto` is what `ray.init()` without an address does: the cluster of `$RAY_ADDRESS`, else that of `ray start` on this machine, else
 one of this machine alone, for the time of the run. (Ray's `address="auto"` never starts one; a person with one machine expects it.)
 Tasks are functions that travel by value and import the bench inside: a node without it is named instead of failing in the dark.
 """
@@ -11,7 +11,9 @@ import contextlib
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inpbench.harness.errors import BenchError, PrerequisiteError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("inpbench")
 
+ANSWERS_WITHIN_S = 5.0
 EXAMINED_WITHIN_S = 120.0
 GRACE_S = 10.0  # between the request to stop and the end by force
 _STORE_BYTES = 100 * 2**20  # of a cluster started here: what travels are records and messages
@@ -89,8 +92,6 @@ def _task() -> Callable[[bytes, Any], bytes]:
 
 def node_name() -> str:
     """The name of the machine that asks, as the driver says it."""
-    import socket
-
     import ray
 
     return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
@@ -108,6 +109,53 @@ def _ray() -> Any:
     return ray
 
 
+def target_of(address: str) -> str | None:
+    """The HOST:PORT that `--ray ADDRESS` means, or None: a cluster of this machine alone is to be started.
+
+    Whether anything listens there is asked first: Ray itself tries for five minutes. A cluster that ended without tidying up is
+    none. Ray's `auto` would also take the private cluster of any other program on this machine; this does not.
+    Raises `PrerequisiteError` where nothing listens at an address that was named.
+    """
+    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if "://" in named:
+        raise PrerequisiteError(
+            f"RAY_ADDRESS is {named}: Ray's remote client does not see the cluster's folders.",
+            "Run the command on a machine of the cluster: unset RAY_ADDRESS, and --ray auto",
+        )
+    if named == "local":
+        return None
+    if named:
+        reason = _silence(named)
+        if reason:
+            raise _no_cluster(named, reason)
+        return named
+    place = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+    try:
+        last = place.read_text(encoding="ascii").strip()  # `ray start` leaves it
+    except (OSError, UnicodeDecodeError):
+        return None
+    return last if last and not _silence(last) else None
+
+
+def _silence(address: str) -> str:
+    """Why nothing answers at HOST:PORT, or an empty text."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return "an address is HOST:PORT"
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS_WITHIN_S):
+            return ""
+    except (OSError, OverflowError) as error:
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _no_cluster(address: str, reason: str) -> PrerequisiteError:
+    return PrerequisiteError(
+        f"No Ray cluster answers at {address}: {reason}.",
+        "Type on this machine: ray start --address HOST:PORT, and then --ray auto; or on this machine alone: --ray local",
+    )
+
+
 class Cluster:
     """A connection to Ray, for one run."""
 
@@ -121,23 +169,16 @@ class Cluster:
         self._mailbox = self._new_mailbox()
 
     def _connect(self, address: str) -> None:
-        known = os.environ.get("RAY_ADDRESS", "")
-        if address == "auto" and "://" in known:
-            raise PrerequisiteError(
-                f"RAY_ADDRESS is {known}: Ray's remote client does not see the cluster's folders.",
-                "Run the command on a machine of the cluster: unset RAY_ADDRESS, and --ray auto",
-            )
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-        try:
-            self._ray.init(address=address, **quiet)
-        except Exception as error:  # ConnectionError, ValueError, RuntimeError, AssertionError: Ray has many ways to say no
-            if address != "auto" or known or not isinstance(error, ConnectionError):
-                raise PrerequisiteError(
-                    f"No Ray cluster answers at {known or address}: {_first_line(error)}",
-                    "Type on this machine: ray start --address ADDRESS, and then --ray auto; or on one machine alone: --ray local",
-                ) from error
+        target = target_of(address)
+        if target is None:
             self._ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
             self.started_here = True
+            return
+        try:
+            self._ray.init(address=target, **quiet)
+        except Exception as error:  # ConnectionError, ValueError, RuntimeError, AssertionError: Ray has many ways to say no
+            raise _no_cluster(target, _first_line(error)) from error
 
     def _new_mailbox(self) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
