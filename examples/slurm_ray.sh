@@ -32,6 +32,7 @@ port=$((20000 + SLURM_JOB_ID % 20000)) # jobs of one user may meet on a node
 export RAY_ADDRESS="$address:$port"    # `--ray auto` then means this cluster, and never starts another one
 
 # Ray's processes end with their step, hence --block and the ampersands.
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 srun --nodes=1 --ntasks=1 --overlap --nodelist="$head" \
     ray start --head --node-ip-address="$address" --port="$port" --num-cpus="$cpus" --num-gpus="$gpus" \
     --temp-dir="/tmp/ray-$SLURM_JOB_ID" --include-dashboard=false --block &

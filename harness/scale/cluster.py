@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import socket
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,6 +179,12 @@ class Cluster:
         try:
             self._ray.init(address=target, **quiet)
         except Exception as error:  # ConnectionError, ValueError, RuntimeError, AssertionError: Ray has many ways to say no
+            text = "".join(traceback.format_exception(error))
+            if "AuthToken" in text or "Unauthenticated" in text:
+                raise PrerequisiteError(
+                    f"The Ray cluster at {target} asks for a token.",
+                    "Type: export RAY_AUTH_MODE=token, with the token of its head (ray get-auth-token) in ~/.ray/auth_token.",
+                ) from error
             raise _no_cluster(target, _first_line(error)) from error
 
     def _new_mailbox(self) -> Any:

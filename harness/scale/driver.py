@@ -6,10 +6,13 @@ the results folder when its worker says so; the driver looks, and writes it itse
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from inpbench.harness.console import Live, describe_seconds
@@ -72,12 +75,25 @@ def run_on_ray(cells: Sequence[Cell], store: RecordStore, options: dict[str, Any
         share = choose_share(wish, nodes, device, grows=not cluster.started_here)
         where = "started on this machine, no running cluster was found" if cluster.started_here else "connected"
         live.console.print(f"Ray {cluster.version()} {where}: {describe(share, nodes)}", markup=False, soft_wrap=True)
-        with contract_of(store.folder) as contract:
+        with _term_is_ctrl_c(), contract_of(store.folder) as contract:
             cluster.examine(contract, [node for node in nodes if share.fits(node)])
             stamp = {"ray": {"version": cluster.version(), "cpus": share.cpus, "gpus": share.gpus}}
             return Driver(cells, store, options, share, contract, cluster, live, wish.retries, stamp).run()
     finally:
         cluster.close()
+
+
+@contextlib.contextmanager
+def _term_is_ctrl_c() -> Iterator[None]:
+    """Stop in order when a batch system says TERM: Ray's own handler, which it sets when it connects, aborts the process."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Driver:
