@@ -84,6 +84,12 @@ def test_wishes_that_make_no_sense(results: Path, arguments: list[str], message:
     assert outcome.code == 2 and message in outcome.err and not list(results.rglob("*.json"))
 
 
+def test_ray_under_torchrun_is_refused(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    outcome = bench(*RAW, "--results", results, "--ray", "auto")
+    assert outcome.code == 2 and "--ray under torchrun" in outcome.err
+
+
 def test_an_address_where_nothing_listens_is_an_answer_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Ray itself tries for five minutes, with a line of log every few seconds."""
     with socket.socket() as free:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -161,6 +162,10 @@ def ray_wish(address: str | None, gpus: float | None, cpus: int | None, retries:
 
     given = {"gpus": gpus, "cpus": cpus, "retries": retries}
     chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if address is not None and os.environ.get("TORCHELASTIC_RUN_ID"):
+        raise UsageError(
+            "--ray under torchrun: torchrun trains one cell on several GPUs, Ray runs a cell on each.", "Type one of the two."
+        )
     if address is not None:
         return Wish(address=address, **chosen)
     if chosen:
