@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup links demo test check docs benchmarks gpu-check clean
+.PHONY: help setup links demo test check docs benchmarks gpu-check ray-check clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make docs        build the site into build/site"
 	@echo "make benchmarks  print the speed ratios"
 	@echo "make gpu-check   run the checks that need a GPU (any CUDA machine)"
+	@echo "make ray-check   run the tests of bench run --ray on a real cluster of two nodes on this machine"
 	@echo "make setup       create $(VENV) and install the package into it"
 
 setup: $(READY)
@@ -64,6 +65,11 @@ endif
 	$(GPU_PYTHON) benchmarks/inference.py --device cuda --out $(SPEED)/inference.md
 	$(GPU_PYTHON) benchmarks/loading.py --device cuda --out $(SPEED)/loading.md
 	$(GPU_PYTHON) -c "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(['-q', '-m', 'gpu', 'tests/test_gpu.py', 'tests/test_metrics.py']))"
+
+# Ray takes 70 MB to download and its tests start some fifteen processes: not a part of `make test`, which skips them without ray.
+ray-check: setup
+	$(BIN)/python -m pip install --quiet --editable ".[ray]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_scale.py tests/test_ray.py
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -131,6 +131,13 @@ class Live:
         """A progress reporter for one piece of work."""
         return _Bar(self._progress, name) if self._progress is not None else _Lines(self, name, self._display == "none")
 
+    def end(self, line: Progress | None, said: str) -> None:
+        """Take the moving line of a piece of work away and leave a plain one, where many more are to come."""
+        if isinstance(line, _Bar):
+            line.remove()
+        if self._display != "none":
+            self.console.print(said, markup=False, soft_wrap=True)
+
 
 def _describe(text: str, numbers: dict[str, float]) -> str:
     return " ".join([text, *(f"{key} {value:.4g}" for key, value in numbers.items())]).strip()
@@ -150,6 +157,10 @@ class _Bar:
             self._progress.reset(self._task, total=total)
             self._stage = stage
         self._progress.update(self._task, completed=done, total=total, description=_describe(text, numbers))
+
+    def remove(self) -> None:
+        """Leave the screen."""
+        self._progress.remove_task(self._task)
 
 
 class _Lines:

@@ -68,6 +68,8 @@ class Options:
     renewed: set[str] = field(default_factory=set)  # the shared trainings that were
     dtype: torch.dtype = torch.float32
     team: Team | None = None  # the processes that train together; this is its rank 0, or `followers` has it
+    notes: tuple[str, ...] = ()  # what a record should say of how its cell was run
+    stamp: dict[str, Any] = field(default_factory=dict)  # facts for the stamp that only the caller knows
 
 
 @dataclass
@@ -97,14 +99,14 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
     with claim(path.with_suffix(".lock"), what=f"cell {cell.id[:12]} ({cell.label})"):
         earlier = store.find(cell.id)
         kept = earlier is not None and earlier.status == "done"  # --force: the old numbers stand until there are new ones
-        record = _started(cell)
+        record = _started(cell, options.notes)
         work, phase = path.with_suffix(".work"), cell.request.phase if cell.request else "both"
         if options.force and phase != "test" and earlier is not None and earlier.status == "trained":
             shutil.rmtree(work, ignore_errors=True)
         if not kept:
             store.write(record)
         if options.team is not None:
-            options.team.on_loss = partial(_lost, cell, store, kept)
+            options.team.on_loss = partial(record_failure, cell, store, None, options.notes)
         try:
             if phase == "train":
                 _train(record, cell, work, options, progress, store)
@@ -117,37 +119,35 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
             record.status, record.finished = "done", timestamp()
             store.write(record)
         except Exception as error:
-            record = _failed(cell, error)
-            if not kept:
-                store.write(record)
             first = options.team.settle(error) if options.team is not None else None
-            return record if first is None or first["rank"] == 0 else _lost(cell, store, kept, first)
+            return record_failure(cell, store, error, options.notes, None if first is None or first["rank"] == 0 else first)
         shutil.rmtree(work, ignore_errors=True)
     return record
 
 
-def _failed(cell: Cell, error: Exception) -> Record:
-    """The record of a failure: a user error keeps its two lines, a bug its traceback."""
-    record = _started(cell)
-    record.status, record.finished = "failed", timestamp()
-    trace = "" if isinstance(error, BenchError) else "".join(traceback.format_exception(error))
-    record.error = {"type": type(error).__name__, "message": str(error), "traceback": trace}
-    return record
+def record_failure(
+    cell: Cell, store: RecordStore, error: Exception | None, notes: Sequence[str] = (), first: dict[str, Any] | None = None
+) -> Record:
+    """Write the record of a failure, unless a done one stands: a user error keeps its two lines, a bug its traceback.
 
-
-def _lost(cell: Cell, store: RecordStore, kept: bool, first: dict[str, Any]) -> Record:
-    """Write the record of a failure in another process of the team; kept: whether earlier numbers stand instead."""
-    record = _started(cell)
+    first: what process_group.Team says of another process that failed before this one; it is what is recorded.
+    """
+    record = _started(cell, notes)
     record.status, record.finished = "failed", timestamp()
-    message = f"process {first['rank']}: {first['message']}"
-    record.error = {"type": first["type"], "message": message, "traceback": first["traceback"]}
-    if not kept:
+    if first is not None:
+        message = f"process {first['rank']}: {first['message']}"
+        record.error = {"type": first["type"], "message": message, "traceback": first["traceback"]}
+        log.error("%s: %s: %s", cell.label, first["type"], message)
+    else:
+        trace = "" if isinstance(error, BenchError) else "".join(traceback.format_exception(error))
+        record.error = {"type": type(error).__name__, "message": str(error), "traceback": trace}
+    earlier = store.find(cell.id)
+    if earlier is None or earlier.status != "done":
         store.write(record)
-    log.error("%s: %s: %s", cell.label, first["type"], message)
     return record
 
 
-def _started(cell: Cell) -> Record:
+def _started(cell: Cell, notes: Sequence[str]) -> Record:
     assert cell.manifest is not None
     return new_record(
         cell.identity,
@@ -155,7 +155,7 @@ def _started(cell: Cell) -> Record:
         marks=marks_of(cell),
         support=[sample.image for sample in support_of(cell) or ()],
         skipped=_skipped(cell),
-        notes=[f"model of the training {training_id(cell.identity)[:12]}"] if is_shared(cell.identity) else [],
+        notes=[*([f"model of the training {training_id(cell.identity)[:12]}"] if is_shared(cell.identity) else []), *notes],
         started=timestamp(),
     )
 
@@ -210,7 +210,7 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     record.samples = store.write_samples(record.identity, {c: r.samples for c, r in results.items()})
     record.cost = cost.as_dict(results.values())
     record.skipped = _skipped(cell)
-    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team)
+    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team, **options.stamp)
 
 
 def _decode(cell: Cell, options: Options, progress: Progress) -> None:
@@ -241,7 +241,7 @@ def _train(record: Record, cell: Cell, work: Path, options: Options, progress: P
         free_memory(options)
     record.cost = cost.as_dict(())
     record.skipped = _skipped(cell)
-    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team)
+    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team, **options.stamp)
 
 
 def free_memory(options: Options) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -83,15 +83,23 @@ def main() -> None:
         print_error(error.message, error.hint)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print_error("Interrupted.", "What was finished is recorded; the same command goes on from there.")
-        sys.exit(EXIT_INTERRUPTED)
+        _exit_interrupted()
     except BrokenPipeError:  # `bench leaderboard | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
         _exit_on_click(error)
         raise
+    if code == EXIT_INTERRUPTED:  # what Typer makes of Ctrl-C
+        _exit_interrupted()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _exit_interrupted() -> NoReturn:
+    from inpbench.harness.console import print_error
+
+    print_error("Interrupted.", "What was finished is recorded; the same command goes on from there.")
+    sys.exit(EXIT_INTERRUPTED)
 
 
 def _exit_on_click(error: Exception) -> None:
@@ -100,7 +108,7 @@ def _exit_on_click(error: Exception) -> None:
 
     kind = type(error).__name__
     if kind == "Abort":
-        sys.exit(EXIT_INTERRUPTED)
+        _exit_interrupted()
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "bench"

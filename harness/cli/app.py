@@ -43,7 +43,7 @@ def app(
     """
     from inpbench.harness.app_page import HOST, require_gradio, serve
     from inpbench.harness.app_sources import NEXT, checkpoint_source, record_sources
-    from inpbench.harness.cli.run import find_device
+    from inpbench.harness.cli.where import find_device
     from inpbench.harness.image_files import find_images
     from inpbench.harness.params import split_settings
     from inpbench.harness.records import RecordStore

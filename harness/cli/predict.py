@@ -74,7 +74,7 @@ def predict(
 
     bench predict 3f9c1a20 --images photos --out predicted --threshold quantile=0.995
     """
-    from inpbench.harness.cli.run import find_device
+    from inpbench.harness.cli.where import find_device
     from inpbench.harness.console import Live
     from inpbench.harness.predictor import Predictor
     from inpbench.harness.thresholds import parse_rule

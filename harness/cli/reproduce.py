@@ -111,7 +111,7 @@ def _records(
 ) -> list[Record]:
     """Train and test what is not done, under every protocol."""
     from inpbench.harness import reproduce as work
-    from inpbench.harness.cli.run import find_device
+    from inpbench.harness.cli.where import find_device
     from inpbench.harness.console import Live, print_plan
     from inpbench.harness.records import RecordStore
     from inpbench.harness.runner import Options

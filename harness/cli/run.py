@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +11,14 @@ import typer
 from inpbench.harness import errors
 from inpbench.harness.cli import run_options as option
 from inpbench.harness.cli.options import Json, Results, Set, results_folder, split_ints, split_names
-from inpbench.harness.errors import NothingError, UsageError
+from inpbench.harness.cli.where import Where, execute, follow_team, gather_team
+from inpbench.harness.errors import NothingError
 
 if TYPE_CHECKING:
-    import torch
-
     from inpbench.harness.console import Live
     from inpbench.harness.plan import Cell, Request
-    from inpbench.harness.process_group import Team
     from inpbench.harness.records import RecordStore
-    from inpbench.harness.runner import Options, Tally
+    from inpbench.harness.runner import Tally
 
 
 def run(
@@ -60,17 +57,19 @@ def run(
     json_: Json = False,
     display: option.Display = option.DisplayMode.auto,
     snapshot_every: option.SnapshotEvery = 30.0,
+    ray: option.Ray = None,
+    ray_gpus: option.RayGpus = None,
+    ray_cpus: option.RayCpus = None,
+    ray_retries: option.RayRetries = None,
 ) -> None:
     """Train and test methods on data sets, side by side; running the same command again goes on where it stopped.
 
     bench run --methods inp_former,dinomaly --dataset visa
     """
-    from inpbench.harness.kept_maps import parse_maps_of
     from inpbench.harness.params import split_settings
     from inpbench.harness.plan import Request
-    from inpbench.harness.scoring import Scoring
-    from inpbench.harness.weights import WeightStore
 
+    wish = option.ray_wish(ray, ray_gpus, ray_cpus, ray_retries)
     root, roots = option.split_roots(data_root or [], [*split_names(dataset), *split_names(source)])
     request = Request(
         methods=split_names(methods),
@@ -100,66 +99,37 @@ def run(
         "pixel_cache": pixel_cache,
         "keep_models": keep_models,
         "intervals": intervals,
-        "save_maps": parse_maps_of(maps_of) if save_maps else None,
-        "weights": WeightStore(weights, download=download, dry=dry_run),
-        "scoring": Scoring(mask_rule=mask_rule.value),
+        **_made(weights, download, dry_run, mask_rule.value, maps_of if save_maps else None, force),
     }
-    work, folder = options | {"force": force}, results_folder(results)
-    with _team() as team:
+    folder = results_folder(results)
+    with gather_team() as team:
+        where = Where(device, wish, team)
         if team is not None and team.rank > 0:
-            _follow(team, request, work, folder, device)
+            follow_team(team, request, options, folder, device)
         else:
-            _run(team, request, work, folder, device, display, dry_run=dry_run, json_=json_)
+            _run(request, options, folder, display, where, dry_run=dry_run, json_=json_)
 
 
-@contextlib.contextmanager
-def _team() -> Iterator[Team | None]:
-    """The processes of torchrun, which know when this one has ended; None for one process."""
-    from inpbench.harness.process_group import join
+def _made(weights: str | None, download: bool, dry: bool, mask_rule: Any, maps_of: str | None, force: bool) -> dict[str, Any]:
+    """The options that are objects of their own, and `force`."""
+    from inpbench.harness.kept_maps import parse_maps_of
+    from inpbench.harness.scoring import Scoring
+    from inpbench.harness.weights import WeightStore
 
-    team = join()
-    try:
-        yield team
-    finally:
-        if team is not None:
-            team.end()
-
-
-def _follow(team: Team, request: Request, options: dict[str, Any], folder: Path, device: str) -> None:
-    """Train what rank 0 calls this process to; what goes wrong here alone is said here, too."""
-    import functools
-    import logging
-
-    from inpbench.harness.console import print_error
-    from inpbench.harness.followers import follow
-    from inpbench.harness.plan import make_plan
-    from inpbench.harness.process_group import LostTeamError
-    from inpbench.harness.records import RecordStore
-
-    logging.getLogger("inpbench").addHandler(logging.NullHandler())  # rank 0 says the same
-
-    @functools.cache
-    def made() -> Options:
-        from inpbench.harness.runner import Options
-
-        return Options(device=find_device(team.device_name(device)), team=team, **options)
-
-    store, weights, scoring = RecordStore(folder), options["weights"], options["scoring"]
-    try:
-        follow(team, lambda: make_plan(request, store, weights, scoring, force=options["force"]), made)
-    except Exception as error:
-        if not isinstance(error, LostTeamError):
-            print_error(f"process {team.rank}: {type(error).__name__}: {error}", "")
-        raise typer.Exit(errors.EXIT_NEGATIVE) from None
+    return {
+        "save_maps": None if maps_of is None else parse_maps_of(maps_of),
+        "weights": WeightStore(weights, download=download, dry=dry),
+        "scoring": Scoring(mask_rule=mask_rule),
+        "force": force,
+    }
 
 
 def _run(
-    team: Team | None,
     request: Request,
     options: dict[str, Any],
     folder: Path,
-    device: str,
     display: option.DisplayMode,
+    where: Where,
     *,
     dry_run: bool,
     json_: bool,
@@ -182,10 +152,11 @@ def _run(
         return
     if options["save_maps"] is not None:
         _say_without_maps(cells, store, live)
+    team = where.team
     if team is not None:
         refuse_single(cells, team)
         team.announce()
-    tally = _execute(cells, store, live, device, options, team)
+    tally = execute(cells, store, live, options, where)
     _print_outcome(cells, store, tally, live, json_, display)
     if team is not None and team.lost:
         left = len([cell for cell in cells if cell.status == "todo"]) - len(tally.done + tally.failed) if tally else 0
@@ -208,38 +179,6 @@ def _refuse_if_impossible(cells: Sequence[Cell]) -> None:
                 raise cell.refusal
         reasons = dict.fromkeys(f"{cell.method.name} {cell.setting.name}: {cell.reason}" for cell in cells)
         raise NothingError("Nothing can run: " + "; ".join(reasons), "Type: bench list settings")
-
-
-def find_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, else the CPU; a device that is not there is an error, never a silent CPU run."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"Unknown device '{name}'.", "Type: --device auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        message = f"--device {name}: torch finds {found} CUDA devices."
-        raise errors.PrerequisiteError(message, "Type: --device cpu, or: bench doctor")
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name}: only cpu and cuda are supported.", "Type: --device auto")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
-def _execute(
-    cells: Sequence[Cell], store: RecordStore, live: Live, device: str, options: dict[str, Any], team: Team | None
-) -> Tally | None:
-    """Run what is to do; torch is imported only then."""
-    if not any(cell.status == "todo" for cell in cells):
-        return None
-    from inpbench.harness.runner import Options, run_cells
-
-    found = find_device(device if team is None else team.device_name(device))
-    with live:
-        return run_cells(cells, store, Options(device=found, team=team, **options), live.cell)
 
 
 def _say_without_maps(cells: Sequence[Cell], store: RecordStore, live: Live) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inpbench.harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from inpbench.harness.scale.shares import Wish
 
 
 class MaskRule(str, Enum):
@@ -133,6 +137,40 @@ Display = Annotated[DisplayMode, typer.Option("--display", help="What is shown w
 SnapshotEvery = Annotated[
     float, typer.Option("--snapshot-every", min=0.0, metavar="SECONDS", help="Time between two training snapshots.")
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="auto|local|HOST:PORT",
+        help="Run each cell as a task of a Ray cluster; auto: the running one, else this machine (docs/scale.md).",
+    ),
+]
+RayGpus = Annotated[
+    float | None, typer.Option("--ray-gpus", metavar="SHARE", help="GPU of a cell, 0 to 1 (default: 1, where there are GPUs).")
+]
+RayCpus = Annotated[
+    int | None, typer.Option("--ray-cpus", min=1, help="Processors of a cell (default: its GPU's part of a node, or a whole node).")
+]
+RayRetries = Annotated[
+    int | None, typer.Option("--ray-retries", min=0, help="How often a cell is begun anew whose worker was lost (default: 2).")
+]
+
+
+def ray_wish(address: str | None, gpus: float | None, cpus: int | None, retries: int | None) -> Wish | None:
+    """What the options of `--ray` ask for; None without it. Raises `UsageError` for one of the others alone."""
+    from inpbench.harness.scale.shares import Wish
+
+    given = {"gpus": gpus, "cpus": cpus, "retries": retries}
+    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if address is not None and os.environ.get("TORCHELASTIC_RUN_ID"):
+        raise UsageError(
+            "--ray under torchrun: torchrun trains one cell on several GPUs, Ray runs a cell on each.", "Type one of the two."
+        )
+    if address is not None:
+        return Wish(address=address, **chosen)
+    if chosen:
+        raise UsageError(f"--ray-{next(iter(chosen))} is of use only with --ray.", "Type: --ray auto")
+    return None
 
 
 def split_roots(given: list[str], names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
