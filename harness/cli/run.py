@@ -104,12 +104,25 @@ def run(
         "weights": WeightStore(weights, download=download, dry=dry_run),
         "scoring": Scoring(mask_rule=mask_rule.value),
     }
-    work, folder = options | {"force": force}, results_folder(results)
+    _run(request, options | {"force": force}, results_folder(results), device, display, dry_run=dry_run, json_=json_)
+
+
+def _run(
+    request: Request,
+    options: dict[str, Any],
+    folder: Path,
+    device: str,
+    display: option.DisplayMode,
+    *,
+    dry_run: bool,
+    json_: bool,
+) -> None:
+    """Run what is asked for: as the only process, or as one of those that torchrun started."""
     with _team() as team:
         if team is not None and team.rank > 0:
-            _follow(team, request, work, folder, device)
+            _follow(team, request, options, folder, device)
         else:
-            _run(team, request, work, folder, device, display, dry_run=dry_run, json_=json_)
+            _lead(team, request, options, folder, device, display, dry_run=dry_run, json_=json_)
 
 
 @contextlib.contextmanager
@@ -153,7 +166,7 @@ def _follow(team: Team, request: Request, options: dict[str, Any], folder: Path,
         raise typer.Exit(errors.EXIT_NEGATIVE) from None
 
 
-def _run(
+def _lead(
     team: Team | None,
     request: Request,
     options: dict[str, Any],
