@@ -64,8 +64,8 @@ def on_ranks(size: int, work: Callable[[ThreadRanks], Any]) -> list[Any]:
 
 
 def torchrun(size: int, *arguments: object, script: str | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """`torchrun --nproc-per-node SIZE -m inpbench.harness ARGUMENTS`, or a script of this folder instead of the bench."""
-    target = ["-m", "inpbench.harness"] if script is None else [str(SUPPORT / script)]
+    """`torchrun --nproc-per-node SIZE -m inpbench.harness.cli ARGUMENTS`, or a script of this folder instead of the bench."""
+    target = ["-m", "inpbench.harness.cli"] if script is None else [str(SUPPORT / script)]
     command = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), *target]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     if sys.version_info >= (3, 11):

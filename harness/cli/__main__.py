@@ -1,4 +1,4 @@
-"""`python -m inpbench.harness` is `bench`: for launchers that start Python modules, such as torchrun."""
+"""`python -m inpbench.harness.cli` is `bench`: for launchers that start Python modules, such as torchrun."""
 
 import sys
 
