@@ -101,13 +101,8 @@ def run(
         "intervals": intervals,
         **_made(weights, download, dry_run, mask_rule.value, maps_of if save_maps else None, force),
     }
-    folder = results_folder(results)
     with gather_team() as team:
-        where = Where(device, wish, team)
-        if team is not None and team.rank > 0:
-            follow_team(team, request, options, folder, device)
-        else:
-            _run(request, options, folder, display, where, dry_run=dry_run, json_=json_)
+        _run(request, options, results_folder(results), display, Where(device, wish, team), dry_run=dry_run, json_=json_)
 
 
 def _made(weights: str | None, download: bool, dry: bool, mask_rule: Any, maps_of: str | None, force: bool) -> dict[str, Any]:
@@ -134,7 +129,9 @@ def _run(
     dry_run: bool,
     json_: bool,
 ) -> None:
-    """Plan, show the plan, run what is to do, show what came of it."""
+    """Plan, show the plan, run what is to do, show what came of it; or follow the process of the team that does."""
+    if where.team is not None and where.team.rank > 0:
+        return follow_team(where.team, request, options, folder, where.device)
     from inpbench.harness.console import Live, print_plan
     from inpbench.harness.followers import refuse_single
     from inpbench.harness.plan import make_plan
