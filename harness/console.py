@@ -132,7 +132,7 @@ class Live:
         return _Bar(self._progress, name) if self._progress is not None else _Lines(self, name, self._display == "none")
 
     def end(self, line: Progress | None, said: str) -> None:
-        """Take the moving line of a piece of work away and leave a plain one, where many more are to come."""
+        """Take away the moving line of a piece of work, if it has one, and leave a plain one, where many more are to come."""
         if isinstance(line, _Bar):
             line.remove()
         if self._display != "none":

@@ -173,7 +173,12 @@ class Cluster:
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
         target = target_of(address)
         if target is None:
-            self._ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+            try:
+                self._ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+            except Exception as error:  # a machine so busy that Ray gives up on itself, a full /tmp, a taken port
+                raise PrerequisiteError(
+                    f"Ray could not be started on this machine: {_first_line(error)}", "Type it again, or leave --ray out."
+                ) from error
             self.started_here = True
             return
         try:
@@ -183,7 +188,7 @@ class Cluster:
             if "AuthToken" in text or "Unauthenticated" in text:
                 raise PrerequisiteError(
                     f"The Ray cluster at {target} asks for a token.",
-                    "Type: export RAY_AUTH_MODE=token, with the token of its head (ray get-auth-token) in ~/.ray/auth_token.",
+                    "Type: export RAY_AUTH_MODE=token, with the token of its head (ray get-auth-token) in ~/.ray/auth_token",
                 ) from error
             raise _no_cluster(target, _first_line(error)) from error
 

@@ -73,8 +73,9 @@ def run_on_ray(cells: Sequence[Cell], store: RecordStore, options: dict[str, Any
     try:
         nodes = cluster.nodes()
         share = choose_share(wish, nodes, device, grows=not cluster.started_here)
-        where = "started on this machine, no running cluster was found" if cluster.started_here else "connected"
-        live.console.print(f"Ray {cluster.version()} {where}: {describe(share, nodes)}", markup=False, soft_wrap=True)
+        found = ", no running cluster was found" if wish.address == "auto" else ""
+        where = f"started on this machine{found}" if cluster.started_here else "connected"
+        live.end(None, f"Ray {cluster.version()} {where}: {describe(share, nodes)}")
         with _term_is_ctrl_c(), contract_of(store.folder) as contract:
             cluster.examine(contract, [node for node in nodes if share.fits(node)])
             stamp = {"ray": {"version": cluster.version(), "cpus": share.cpus, "gpus": share.gpus}}
