@@ -23,6 +23,7 @@ from inpbench.harness.errors import DataError, UsageError
 from inpbench.harness.new_folder import Draft, finished, new_folder, read_provenance, real_path, real_target
 from inpbench.harness.params import plain
 from inpbench.harness.registry import resolve
+from inpbench.harness.user_paths import expanded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +83,7 @@ def prepare(
         raise UsageError(
             f"{info.name} is read as it is published: there is nothing to prepare.", f"Type: bench data show {info.name}"
         )
-    raw = raw.expanduser()
+    raw = expanded(raw)
     if not raw.is_dir():
         what = "is a file: unpack it" if raw.is_file() else "is no folder"
         raise DataError(f"{info.name}: {raw} {what}.", f"Type: bench data show {info.name}, for what is expected.")

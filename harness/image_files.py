@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from inpbench.harness.errors import DataError
+from inpbench.harness.user_paths import expanded
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2"})
 VIDEO_EXTENSIONS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -18,7 +19,7 @@ VIDEO_EXTENSIONS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", "
 
 def find_images(path: Path) -> tuple[Path, list[str]]:
     """The folder, and the POSIX paths of the images relative to it. Raises `DataError` where there is none."""
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_file() and path.suffix.lower() in VIDEO_EXTENSIONS:
         frames = path.with_suffix("").name
         raise DataError(

@@ -22,6 +22,8 @@ from inpbench.harness.atomic import write_text
 from inpbench.harness.claims import claim
 from inpbench.harness.errors import BenchError, DataError, RecordError, UsageError
 from inpbench.harness.roots import cache_folder
+from inpbench.harness.small_files import read_json
+from inpbench.harness.user_paths import expanded
 
 PROVENANCE = "provenance.json"
 _KEY = ".task"  # in a draft: the key of its task
@@ -52,15 +54,16 @@ def finished(target: Path, key: str) -> bool:
 def read_provenance(target: Path) -> Mapping[str, Any]:
     """What a folder says of itself; empty for one that the bench did not write."""
     try:
-        found = json.loads((target / PROVENANCE).read_text(encoding="utf-8"))
+        found = read_json(target / PROVENANCE)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and found.get("written_by") == "inpbench" else {}
+    sound = isinstance(found, dict) and found.get("written_by") == "inpbench" and type(found.get("files", 0)) is int
+    return found if sound and isinstance(found.get("archives", {}), dict) else {}
 
 
 def real_path(given: Path) -> Path:
     """The absolute path behind links, whether something is there or not. Raises `DataError` for a loop of links."""
-    path = Path(os.path.realpath(given.expanduser()))
+    path = Path(os.path.realpath(expanded(given)))
     if path.is_symlink():
         raise DataError(f"{given} is a loop of links.", "Choose another folder with --to.")
     return path

@@ -69,6 +69,10 @@ def run(
     from inpbench.harness.scoring import Scoring
     from inpbench.harness.weights import WeightStore
 
+    if not 0 <= snapshot_every < float("inf"):
+        raise UsageError(f"--snapshot-every takes seconds, found {snapshot_every}.", "Type: --snapshot-every 30")
+    if not split_names(seeds):
+        raise UsageError("--seeds names no seed.", "Type: --seeds 0,1,2")
     root, roots = option.split_roots(data_root or [], [*split_names(dataset), *split_names(source)])
     request = Request(
         methods=split_names(methods),
@@ -135,6 +139,12 @@ def _run(
         _say_without_maps(cells, store, live)
     tally = _execute(cells, store, live, device, options)
     _print_outcome(cells, store, tally, live, json_, display)
+    if tally is not None and tally.claimed:
+        names = ", ".join(f"{cell.label} on {cell.dataset.name}, seed {cell.seed}" for cell in tally.claimed)
+        raise errors.BenchError(
+            f"Another bench is at work on {len(tally.claimed)} of these cells: {names}.",
+            "Wait for it, then run the same command again: it shows all of them.",
+        )
     if tally is not None and tally.failed:
         raise typer.Exit(errors.EXIT_NEGATIVE)
 
@@ -196,11 +206,13 @@ def _print_outcome(
     cells: Sequence[Cell], store: RecordStore, tally: Tally | None, live: Live, json_: bool, display: option.DisplayMode
 ) -> None:
     """The leaderboard of the requested cells on stdout, failures on stderr."""
+    from inpbench.harness.console import harmless
     from inpbench.harness.leaderboard import build_tables, render
 
     for record in tally.failed if tally else []:
         assert record.error is not None
-        live.console.print(f"failed: {record.label}: {record.error['type']}: {record.error['message']}", markup=False, style="red")
+        message = harmless(f"failed: {record.label}: {record.error['type']}: {record.error['message']}")
+        live.console.print(message, markup=False, style="red")
         live.console.print(f"  record: {store.path_of(record.identity)}", markup=False)
     records = [found for cell in cells if cell.id and (found := store.find(cell.id)) is not None]
     for record in (record for record in records if record.status == "trained"):
