@@ -183,7 +183,7 @@ def read_maps(folder: Path, category: str) -> KeptMaps:
         lists = [_listed(facts, key, kind) for key, kind in _LISTS.items()]
     except FileNotFoundError as error:
         raise RecordError(f"There are no kept maps of {category}: {error.filename} is missing.", again) from error
-    except (OSError, ValueError, LookupError, TypeError, EOFError, ArithmeticError, SyntaxError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise RecordError(f"The kept maps of {category} in {folder} cannot be read: {error}.", again) from error
     if masks.shape != maps.shape or any(len(item) != len(maps) for item in lists):
         raise RecordError(f"The kept maps of {category} in {folder} are not of the same images.", again)
@@ -194,7 +194,7 @@ def read_inputs(folder: Path, category: str) -> NDArray[np.uint8]:
     """The small pictures (N, h, w, 3) of the tested images. Raises `RecordError`."""
     try:
         pictures: NDArray[np.uint8] = _mapped(folder / f"{_stem(category)}.inputs.npy", np.uint8, 4)
-    except (OSError, ValueError, LookupError, TypeError, EOFError, ArithmeticError, SyntaxError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise RecordError(
             f"The kept pictures of {category} in {folder} cannot be read: {error}.", "Run the cell again with --save-maps --force."
         ) from error
@@ -215,7 +215,12 @@ def _mapped(file: Path, dtype: type, dimensions: int) -> NDArray[Any]:
     """A memory-mapped array of this type: what a header promises and the file does not hold is an error, and takes no memory."""
     if file.exists() and not file.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", str(file))
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # numpy reads a header as Python text, and a damaged one can raise anything; none of it runs
+        raise ValueError(f"{file.name} is no array: {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != dimensions:
         raise ValueError(f"{file.name} is no array of {dimensions} dimensions of {np.dtype(dtype).name}")
     return array
