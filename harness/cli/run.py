@@ -212,8 +212,8 @@ def _print_outcome(
     for record in tally.failed if tally else []:
         assert record.error is not None
         message = harmless(f"failed: {record.label}: {record.error['type']}: {record.error['message']}")
-        live.console.print(message, markup=False, style="red")
-        live.console.print(f"  record: {store.path_of(record.identity)}", markup=False)
+        live.console.print(message, markup=False, style="red", soft_wrap=True)
+        live.console.print(f"  record: {store.path_of(record.identity)}", markup=False, soft_wrap=True)
     records = [found for cell in cells if cell.id and (found := store.find(cell.id)) is not None]
     for record in (record for record in records if record.status == "trained"):
         message = (
