@@ -157,7 +157,7 @@ class Live:
 
 
 def _describe(text: str, numbers: dict[str, float]) -> str:
-    return " ".join([text, *(f"{key} {value:.4g}" for key, value in numbers.items())]).strip()
+    return harmless(" ".join([text, *(f"{key} {value:.4g}" for key, value in numbers.items())]).strip())
 
 
 class _Bar:

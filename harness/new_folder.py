@@ -24,6 +24,7 @@ from inpbench.harness.errors import BenchError, DataError, RecordError, UsageErr
 from inpbench.harness.roots import cache_folder
 from inpbench.harness.small_files import read_json
 from inpbench.harness.user_paths import expanded
+from inpbench.harness.walking import files_below
 
 PROVENANCE = "provenance.json"
 _KEY = ".task"  # in a draft: the key of its task
@@ -47,7 +48,10 @@ def finished(target: Path, key: str) -> bool:
     about = read_provenance(target)
     if about.get("key") != key:
         return False
-    there = sum(len(files) for _, _, files in os.walk(target)) - 1  # less the provenance itself
+    try:
+        there = sum(1 for _ in files_below(target)) - 1  # less the provenance itself
+    except OSError:  # what cannot be listed cannot be trusted to be there
+        return False
     return there >= int(about.get("files", 0))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -71,15 +71,17 @@ def main() -> None:
     accept_any_text()
     try:
         code = app(standalone_mode=False)
-        sys.stdout.flush()  # a full disk or a closed pipe is met here, not when nobody can be told any more
+        if code == EXIT_INTERRUPTED:  # Typer makes this of Ctrl-C, and says nothing
+            _exit_interrupted()
+        if sys.stdout is not None:  # closed by the one who started us
+            sys.stdout.flush()  # a full disk or a closed pipe is met here, not when nobody can be told any more
     except BenchError as error:
         if _traceback:
             raise
         print_error(error.message, error.hint)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print_error("Interrupted.", "What was finished is recorded; the same command goes on from there.")
-        sys.exit(EXIT_INTERRUPTED)
+        _exit_interrupted()
     except BrokenPipeError:  # `bench leaderboard | head`: the reader has enough
         _write_nowhere()
         sys.exit(0)
@@ -95,9 +97,16 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _exit_interrupted() -> NoReturn:
+    from inpbench.harness.console import print_error
+
+    print_error("Interrupted.", "What was finished is recorded; the same command goes on from there.")
+    sys.exit(EXIT_INTERRUPTED)
+
+
 def _write_nowhere() -> None:
     """Drop what stdout still holds, so that Python does not fail on it a second time at its end."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -117,10 +126,10 @@ def _exit_on_click(error: Exception) -> None:
 
     kind = type(error).__name__
     if kind == "Abort":
-        sys.exit(EXIT_INTERRUPTED)
+        _exit_interrupted()
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "bench"
         if error.format_message():  # `bench` alone prints its help, which says all
             print_error(error.format_message(), f"Type: {where} --help")
-        sys.exit(EXIT_USAGE if "Usage" in kind or "Param" in kind or "Option" in kind or "Argument" in kind else EXIT_NEGATIVE)
+        sys.exit(EXIT_USAGE if any(word in kind for word in ("Usage", "Param", "Option", "Arg")) else EXIT_NEGATIVE)
