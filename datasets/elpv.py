@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from inpbench.datasets.listing import Listing, find_base, folders, join, path_problem
+from inpbench.datasets.listing import Listing, find_base, folders, join, path_problem, read_text
 from inpbench.datasets.prepared import pieces, read_prepared
 from inpbench.datasets.splits import split_normals
 from inpbench.harness.api import Archive, Counts, DatasetInfo, Decoder, Finding, NoParams, Piece, Report, Sample
@@ -36,8 +36,8 @@ def read_raw(root: Path, report: Report) -> list[Sample]:
         raise DataError(f"{root} holds no labels.csv.", "Type: bench data show elpv, for the layout that is expected.")
     table, listing = join(base, "labels.csv"), Listing(root)
     try:
-        lines = (root / table).read_bytes().decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(root, table).splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(f"{table} cannot be read: {error}.", "Fetch the data set again.") from error
     normal: list[str] = []
     samples: list[Sample] = []

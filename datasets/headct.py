@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from inpbench.datasets.listing import Listing, find_base, join
+from inpbench.datasets.listing import Listing, find_base, join, read_text
 from inpbench.datasets.prepared import expected_tree, not_there, pieces, read_prepared
 from inpbench.datasets.splits import tested
 from inpbench.harness.api import Counts, DatasetInfo, Decoder, Finding, NoParams, Piece, Report, Sample
@@ -50,8 +50,8 @@ def read_raw(root: Path, report: Report) -> list[Sample]:
 def _rows(root: Path, table: str, report: Report) -> Iterator[tuple[int, int]]:
     """(id, label) of each line; the header, blank lines and (after a report) broken ones are passed over."""
     try:
-        lines = (root / table).read_bytes().decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(root, table).splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(f"{table} cannot be read: {error}.", "Fetch the data set again.") from error
     seen: set[int] = set()
     for number, line in enumerate(lines[1:], start=2):

@@ -9,13 +9,12 @@ where the authors' script leaves out .JPG and .jpeg ones (all of VisA's).
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from inpbench.datasets.listing import Listing, find_base, join, path_problem
+from inpbench.datasets.listing import Listing, find_base, join, path_problem, read_json
 from inpbench.datasets.prepared import not_there
 from inpbench.harness.api import DatasetInfo, Finding, NoParams, Report, Sample
 
@@ -62,11 +61,11 @@ def scan(root: Path, params: NoParams, report: Report) -> list[Sample]:
 def _read(root: Path, file: str, target: int, listing: Listing, report: Report) -> list[str]:
     """The images of a list, each once, as they are on disk."""
     try:
-        entries = json.loads((root / file).read_bytes())
+        entries = read_json(root, file)
     except FileNotFoundError:
         report(Finding(file, "missing_image", "the list is not there"))
         return []
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         report(Finding(file, "bad_entry", f"cannot be read: {error}"))
         return []
     if not isinstance(entries, list):

@@ -8,16 +8,20 @@ depth, so a loop of links cannot hang a scan. All paths are POSIX and relative t
 from __future__ import annotations
 
 import errno
+import json
 import os
 import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from inpbench.harness.api import Finding, Report
 from inpbench.harness.errors import DataError
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+LARGEST = 1 << 27  # bytes of a list; the largest published one has 12 million
 
 
 def join(*parts: str) -> str:
@@ -103,6 +107,43 @@ def images(root: Path, folder: str, report: Report, unreadable: str = "unreadabl
         else:
             report(Finding(join(folder, entry.name), "ignored", "not a regular file"))
     return names
+
+
+def read_text(root: Path, file: str) -> str:
+    """The text of a list that comes with a data set: UTF-8, a byte order mark is passed over.
+
+    Raises `OSError`, also for what is no regular file (a fifo would wait for ever) or has more than LARGEST bytes, and `ValueError`
+    for bytes that are no UTF-8, and for a NUL, which a file has that a crash left unwritten.
+    """
+    path = root / file
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    with path.open("rb") as stream:
+        data = stream.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise OSError(errno.EFBIG, f"it is larger than {LARGEST} bytes", str(path))
+    text = data.decode("utf-8-sig")
+    if "\0" in text:
+        raise ValueError("it holds a NUL character")
+    return text
+
+
+def read_json(root: Path, file: str) -> Any:
+    """The value of a json list. Raises as `read_text`, and `ValueError` for NaN and for a key that is there twice."""
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not allowed")
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError(f"a key stands there twice: {', '.join(key[:40] for key, _ in pairs)[:120]}")
+        return found
+
+    try:
+        return json.loads(read_text(root, file), parse_constant=refuse, object_pairs_hook=each_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def path_problem(text: str) -> str:

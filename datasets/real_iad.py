@@ -8,14 +8,13 @@ json folder and of the image folder are read.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from inpbench.datasets.listing import Listing, find_base, folders, in_order, join, path_problem
+from inpbench.datasets.listing import Listing, find_base, folders, in_order, join, path_problem, read_json
 from inpbench.harness.api import Counts, DatasetInfo, Finding, Report, Sample, Split
 from inpbench.harness.errors import DataError
 
@@ -101,13 +100,14 @@ class _Category:
     def read(self, root: Path) -> list[Sample]:
         """The samples of the lists train and test, in their order."""
         try:
-            data = json.loads((root / self.table).read_bytes().decode("utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
+            data = read_json(root, self.table)
+        except (OSError, ValueError) as error:
             return self._bad(f"no valid json: {error}")
         if not isinstance(data, dict) or not isinstance(data.get("train"), list) or not isinstance(data.get("test"), list):
             return self._bad('expected {"meta": {...}, "train": [...], "test": [...]}')
-        meta = data.get("meta") if isinstance(data.get("meta"), dict) else {}
-        assert isinstance(meta, dict)
+        meta = data.get("meta", {})
+        if not isinstance(meta, dict) or not isinstance(meta.get("normal_class", ""), str):
+            return self._bad('expected "meta" to be an object, with a text as "normal_class"')
         prefix = meta.get("prefix", f"{self.name}/")
         if not isinstance(prefix, str) or (prefix and path_problem(prefix)):
             return self._bad(f"meta.prefix {prefix!r} is no relative path")

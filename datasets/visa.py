@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from inpbench.datasets.layouts import Tree, is_category, pair, read_test, read_train
-from inpbench.datasets.listing import Listing, find_base, folders, images, in_order, join, path_problem, stem_key
+from inpbench.datasets.listing import Listing, find_base, folders, images, in_order, join, path_problem, read_text, stem_key
 from inpbench.datasets.prepared import as_mask
 from inpbench.harness.api import Archive, Counts, DatasetInfo, Decoder, Finding, Piece, Report, Sample, Split
 from inpbench.harness.errors import DataError
@@ -90,14 +90,14 @@ def scan(root: Path, params: VisaParams, report: Report) -> list[Sample]:
 # --- the archive as it is -------------------------------------------------------------------------------------------
 
 
-def _read_rows(path: Path, name: str) -> list[tuple[int, dict[str, str]]]:
+def _read_rows(root: Path, name: str) -> list[tuple[int, dict[str, str]]]:
     """(line number, row) of a split csv; line ends CRLF or LF, with or without a byte order mark."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(root, name)
         reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         rows = [(reader.line_num, {key: (row[key] or "").strip() for key in COLUMNS}) for row in reader] if not missing else []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{name} cannot be read: {error}.", "Unpack VisA_20220922.tar again.") from error
     if missing:
         raise DataError(
@@ -110,7 +110,7 @@ def _scan_raw(root: Path, base: str, split: str, report: Report) -> list[Sample]
     table = join(base, "split_csv", f"{split}.csv")
     listing, seen = Listing(root), set[str]()
     samples: dict[str, list[Sample]] = {}
-    rows = _read_rows(root / table, table)
+    rows = _read_rows(root, table)
     objects = {row["object"] for _, row in rows if not path_problem(row["object"])}
     absent = {name for name in objects if not (root / base / name).is_dir()}
     for name in in_order(absent, CATEGORIES):

@@ -23,6 +23,7 @@ from inpbench.harness.atomic import write_text
 from inpbench.harness.errors import NothingError, RecordError, UsageError
 from inpbench.harness.metrics import METRICS
 from inpbench.harness.records import Record, RecordStore, canonical_json
+from inpbench.harness.small_files import read_json
 
 SCHEMA = 1
 TOLERANCES: Mapping[str, float] = {
@@ -111,24 +112,34 @@ def load(folder: Path) -> list[Baseline]:
 def read(path: Path) -> Baseline:
     """One baseline file."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         if document["schema"] > SCHEMA:
             raise RecordError(f"{path} has schema {document['schema']}, this bench reads <= {SCHEMA}.", "Upgrade inpbench.")
         if set(document["key"]) != set(KEY):
             raise RecordError(f"{path}: the key must have {', '.join(KEY)}.", "Type: bench check --update --reason TEXT")
         entries = tuple(_entry(item) for item in document["entries"])
+        if not entries:
+            raise ValueError("no entries")
+        if len({metric_hardware(entry.hardware) for entry in entries}) != len(entries):
+            raise ValueError("two entries for one kind of hardware")
         return Baseline(path.name, {name: document["key"][name] for name in KEY}, entries)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise RecordError(f"{path} is no baseline: {error!r}.", "Restore it: git checkout -- results/baselines") from error
 
 
 def _entry(item: Any) -> Entry:
     values = {}
     for metric, row in item["metrics"].items():
-        if row["direction"] not in ("higher", "lower") or not row["tolerance"] >= 0:
-            raise ValueError(f"{metric}: direction {row['direction']!r}, tolerance {row['tolerance']!r}")
+        numbers = (row["value"], row["tolerance"])
+        if row["direction"] not in ("higher", "lower") or any(type(n) not in (int, float) for n in numbers) or numbers[1] < 0:
+            raise ValueError(f"{metric}: value {numbers[0]!r}, tolerance {numbers[1]!r}, direction {row['direction']!r}")
         values[metric] = Value(float(row["value"]), float(row["tolerance"]), row["direction"] == "higher")
     names = ("hardware", "protocol", "record", "reason", "date")
+    for name in names:
+        if not isinstance(item[name], dict if name == "protocol" else str):
+            raise TypeError(f"'{name}' is a {type(item[name]).__name__}")
+    if not isinstance(item.get("learned"), (dict, type(None))):
+        raise TypeError("'learned' is no object")
     return Entry(metrics=values, learned=item.get("learned"), **{name: item[name] for name in names})
 
 

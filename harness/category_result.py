@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from inpbench.harness.atomic import write_text
 from inpbench.harness.samples import DRAWS
+from inpbench.harness.small_files import read_bytes
 
 if TYPE_CHECKING:
     from inpbench.harness.draws import Drawing
@@ -35,15 +37,20 @@ class CategoryResult:
     enter_s: float = 0.0  # of `enter` and `consult`, where the method has them
 
     def write(self, folder: Path, category: str) -> None:
-        """Save atomically; floats keep every bit (JSON with repr)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / f"{category}.json", json.dumps(self.__dict__))
+        """Save atomically; floats keep every bit (JSON with repr). The last line is the hash of the first: these numbers become
+        a record's, and nothing else would tell that one of them was damaged.
+        """
+        text = json.dumps(self.__dict__)
+        write_text(folder / f"{category}.json", f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}\n")
 
     @classmethod
     def read(cls, folder: Path, category: str) -> CategoryResult | None:
         """The saved result, or None when there is none that can be read (it is measured again)."""
         try:
-            return cls(**json.loads((folder / f"{category}.json").read_text(encoding="utf-8")))
+            content, _, digest = read_bytes(folder / f"{category}.json").rstrip().rpartition(b"\n")
+            if hashlib.sha256(content).hexdigest().encode() != digest:
+                raise ValueError("it is damaged")
+            return cls(**json.loads(content))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from inpbench.harness.atomic import cannot
 from inpbench.harness.errors import BenchError
 
 log = logging.getLogger("inpbench")
@@ -27,10 +28,13 @@ def claim(path: Path, *, wait: bool = False, what: str = "") -> Iterator[None]:
     """Hold the lock file `path` for the time of the block.
 
     wait: block until it is free; otherwise raise `ClaimedError` at once. The empty lock file is left in place: removing it
-    would let two processes hold "the same" lock on two files.
+    would let two processes hold "the same" lock on two files. Raises `RecordError` where the file system refuses the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise cannot(f"write {path}", error) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,8 @@ Talk goes to stderr, data to stdout. The only module that knows rich besides the
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
 import os
 import sys
@@ -46,9 +48,31 @@ def print_error(message: str, hint: str) -> None:
     from rich.text import Text
 
     console = talk()
-    console.print(Text("Error: ", style="bold red") + Text(message), soft_wrap=True)
+    console.print(Text("Error: ", style="bold red") + Text(harmless(message)), soft_wrap=True)
     if hint:
-        console.print(Text(hint), soft_wrap=True)
+        console.print(Text(harmless(hint)), soft_wrap=True)
+
+
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+
+
+def harmless(text: str) -> str:
+    """A text whose control characters are written out: a file may have a name that moves the cursor or clears the screen."""
+    return text.translate(_CONTROL)
+
+
+def _as_json_escapes(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)), error.end
+
+
+def accept_any_text() -> None:
+    """Let stdout and stderr write what their encoding does not know as JSON escapes it, which keeps JSON valid, and never fail."""
+    codecs.register_error("inpbench", _as_json_escapes)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="inpbench")
 
 
 STATUS_STYLE = {"done": "green", "todo": "bold", "impossible": "yellow"}
@@ -84,7 +108,7 @@ class LogHandler(logging.Handler):
         """Print one record."""
         from rich.text import Text
 
-        self._console.print(Text(f"Warning: {record.getMessage()}", style="yellow"), soft_wrap=True)
+        self._console.print(Text(f"Warning: {harmless(record.getMessage())}", style="yellow"), soft_wrap=True)
 
 
 class Live:
@@ -140,7 +164,7 @@ class Live:
 
 
 def _describe(text: str, numbers: dict[str, float]) -> str:
-    return " ".join([text, *(f"{key} {value:.4g}" for key, value in numbers.items())]).strip()
+    return harmless(" ".join([text, *(f"{key} {value:.4g}" for key, value in numbers.items())]).strip())
 
 
 class _Bar:

@@ -23,6 +23,8 @@ from inpbench.harness.errors import DataError, UsageError
 from inpbench.harness.new_folder import Draft, finished, new_folder, read_provenance, real_path, real_target
 from inpbench.harness.params import plain
 from inpbench.harness.registry import resolve
+from inpbench.harness.user_paths import expanded
+from inpbench.harness.walking import files_below
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +84,7 @@ def prepare(
         raise UsageError(
             f"{info.name} is read as it is published: there is nothing to prepare.", f"Type: bench data show {info.name}"
         )
-    raw = raw.expanduser()
+    raw = expanded(raw)
     if not raw.is_dir():
         what = "is a file: unpack it" if raw.is_file() else "is no folder"
         raise DataError(f"{info.name}: {raw} {what}.", f"Type: bench data show {info.name}, for what is expected.")
@@ -138,20 +140,16 @@ def prepare(
 
 def _key(info: DatasetInfo, params: Any, raw: Path) -> str:
     """Names the task: data set, parameters, and every raw file with its size and time of change."""
-
-    def stop(error: OSError) -> None:
-        raise DataError(
-            f"{info.name}: {error.filename} cannot be listed: {error.strerror or error}.", "Check its permissions."
-        ) from error
-
     digest = hashlib.sha256(json.dumps([info.name, info.version, plain(params)], sort_keys=True).encode())
-    for folder, folders, files in os.walk(raw, onerror=stop):  # links to folders are not followed: no loop
-        folders.sort()
-        for name in sorted(files):
-            path = Path(folder) / name
+    try:
+        for path in files_below(raw):
             status = path.lstat()
             row = (os.fsencode(path.relative_to(raw)), status.st_size, status.st_mtime_ns)
             digest.update(repr(row).encode())
+    except OSError as error:
+        raise DataError(
+            f"{info.name}: {error.filename} cannot be listed: {error.strerror or error}.", "Check its permissions."
+        ) from error
     return digest.hexdigest()
 
 

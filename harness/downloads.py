@@ -27,6 +27,7 @@ from inpbench.harness.atomic import write_text
 from inpbench.harness.errors import DataError, PrerequisiteError, UsageError
 from inpbench.harness.new_folder import PausedError, finished, new_folder, read_provenance, real_path, real_target
 from inpbench.harness.roots import cache_folder
+from inpbench.harness.small_files import read_json
 
 log = logging.getLogger("inpbench")
 
@@ -146,14 +147,16 @@ def _memory() -> Path:
 
 def _remembered() -> dict[str, str]:
     try:
-        found = json.loads(_memory().read_text(encoding="utf-8"))
+        found = read_json(_memory())
+        if not isinstance(found, dict):
+            raise ValueError("expected an object of addresses and checksums")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise DataError(
             f"{_memory()} cannot be read: {error}.", "It holds checksums of earlier downloads: repair or delete it."
         ) from error
-    return {str(url): str(sha256) for url, sha256 in found.items()} if isinstance(found, dict) else {}
+    return {str(url): str(sha256) for url, sha256 in found.items()}
 
 
 def _remember(url: str, sha256: str) -> None:

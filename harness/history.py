@@ -13,9 +13,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inpbench.harness.atomic import write_text
+from inpbench.harness.atomic import cannot, write_bytes, write_text
 from inpbench.harness.baselines import Baseline, load, metric_hardware
 from inpbench.harness.metrics import METRICS
+from inpbench.harness.small_files import parse_json, read_bytes
 
 if TYPE_CHECKING:
     from inpbench.harness.check import CheckResult
@@ -49,23 +50,27 @@ def remember(result: CheckResult, store: RecordStore, baselines: Path, folder: P
 
 def _append(path: Path, line: str) -> None:
     """Add a line, atomically; what is there stays byte for byte."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    write_text(path, text + ("" if text.endswith("\n") or not text else "\n") + line + "\n")
+    before = read_bytes(path) if path.is_file() else b""
+    write_bytes(path, before + (b"" if before.endswith(b"\n") or not before else b"\n") + line.encode("utf-8") + b"\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a history, oldest first; an absent file is an empty one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode("utf-8", "replace")  # one broken line is not to hide the others
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise cannot(f"read {path}", error) from error
     lines = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
         try:
-            item = json.loads(line)
-            if not isinstance(item["metrics"], dict) or not all(
-                isinstance(item[key], str) for key in ("date", "record", "hardware")
-            ):
+            item = parse_json(line)
+            values = item["metrics"].values() if isinstance(item["metrics"], dict) else ("no table",)
+            facts = [item[key] for key in ("date", "record", "hardware")]
+            if any(type(v) not in (int, float, type(None)) for v in values) or not all(isinstance(fact, str) for fact in facts):
                 raise ValueError("no line of a history")
         except (ValueError, KeyError, TypeError) as error:
             log.warning("%s, line %d is skipped: %s", path, number, error)

@@ -6,11 +6,12 @@ is taken whatever its name is.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from inpbench.harness.errors import DataError
+from inpbench.harness.user_paths import expanded
+from inpbench.harness.walking import files_below
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif", ".jp2"})
 VIDEO_EXTENSIONS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -18,7 +19,7 @@ VIDEO_EXTENSIONS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", "
 
 def find_images(path: Path) -> tuple[Path, list[str]]:
     """The folder, and the POSIX paths of the images relative to it. Raises `DataError` where there is none."""
-    path = path.expanduser()
+    path = expanded(path)
     if path.is_file() and path.suffix.lower() in VIDEO_EXTENSIONS:
         frames = path.with_suffix("").name
         raise DataError(
@@ -29,10 +30,10 @@ def find_images(path: Path) -> tuple[Path, list[str]]:
         return path.parent, [path.name]
     if not path.is_dir():
         raise DataError(f"There is no file or folder {path}.", "Type: --images FILE or --images FOLDER")
-    found = []
-    for folder, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [(Path(folder) / name).relative_to(path).as_posix() for name in files if _is_image(name)]
+    try:
+        found = [file.relative_to(path).as_posix() for file in files_below(path, hidden=False) if _is_image(file.name)]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be listed: {error.strerror or error}.", "Check its permissions.") from error
     if not found:
         known = " ".join(sorted(IMAGE_EXTENSIONS))
         raise DataError(f"{path} holds no image file.", f"Known extensions, in any case: {known}.")

@@ -12,6 +12,7 @@ Known deviation: a 16-bit mask whose largest value is below 256 holds 8-bit numb
 from __future__ import annotations
 
 import io
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,6 +76,8 @@ def open_image(file: Path, name: str = "", data: bytes | None = None) -> Image.I
     Raises `UnreadableError` for zero bytes, truncated or broken files, other formats and decompression bombs.
     """
     name = name or str(file)
+    if data is None:
+        _check_regular(file, name)
     try:
         image: Image.Image
         with Image.open(file if data is None else io.BytesIO(data), formats=FORMATS) as image:
@@ -88,6 +91,16 @@ def open_image(file: Path, name: str = "", data: bytes | None = None) -> Image.I
         raise UnreadableError(name, reason) from error
     except Exception as error:  # PIL's decoders raise nearly anything on broken bytes: SyntaxError, ValueError, struct.error, ...
         raise UnreadableError(name, f"{type(error).__name__}: {error}") from error
+
+
+def _check_regular(file: Path, name: str) -> None:
+    """Raise `UnreadableError` for a fifo, which would wait for ever, and for a device, which never ends."""
+    try:
+        mode = file.stat().st_mode
+    except OSError:  # what is wrong with it, opening it will tell
+        return
+    if not stat.S_ISREG(mode):
+        raise UnreadableError(name, "not a regular file")
 
 
 def _is_empty(file: Path) -> bool:
@@ -128,6 +141,7 @@ def read_for(file: Path, name: str, preprocess: Preprocess) -> Image.Image:
 
 def image_size(file: Path, name: str = "") -> Size:
     """(height, width) from the header alone."""
+    _check_regular(file, name or str(file))
     try:
         with Image.open(file, formats=FORMATS) as image:
             return image.height, image.width

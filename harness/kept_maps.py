@@ -9,8 +9,11 @@ uint8 of what the method saw, for the report; `<category>.json` the image paths,
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from inpbench.harness.atomic import write_bytes, write_text
+from inpbench.harness.atomic import cannot, write_bytes, write_text
 from inpbench.harness.colours import make_scale
 from inpbench.harness.errors import RecordError, UsageError
+from inpbench.harness.small_files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -105,17 +109,27 @@ class MapKeeper:
         self._masks.append(np.packbits(masks.cpu().numpy(), axis=-1))
         self._has_pixels += has_pixels.tolist()
         self._inputs.append(pictures)
-        maps.tofile(self._file)
+        try:
+            maps.tofile(self._file)
+        except OSError as error:  # numpy gives it no number
+            raise RecordError(
+                f"Cannot write maps to {self._folder}: {error}.", "Free some space, or leave --save-maps out."
+            ) from error
 
     def finish(self, cell: Cell, method: Method, samples: dict[str, list[Any]], device: torch.device) -> None:
         """Write the five files. samples: image, score and label of every map, in order."""
         from inpbench.harness.map_sheet import draw_sheet
 
-        self._file.close()
-        maps: NDArray[np.float32] = np.memmap(self._raw, np.float32, "r", shape=(self._count, *self._shape))
-        with self._whole.open("wb") as file:
-            np.save(file, maps, allow_pickle=False)
-        self._whole.replace(self._folder / f"{self._stem}.npy")
+        try:
+            self._file.close()
+            maps: NDArray[np.float32] = np.memmap(self._raw, np.float32, "r", shape=(self._count, *self._shape))
+            with self._whole.open("wb") as file:
+                np.save(file, maps, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+            self._whole.replace(self._folder / f"{self._stem}.npy")
+        except OSError as error:
+            raise cannot(f"write maps to {self._folder}", error) from error
         for suffix, parts in (("masks", self._masks), ("inputs", self._inputs)):
             packed = io.BytesIO()
             np.save(packed, np.concatenate(parts), allow_pickle=False)
@@ -128,7 +142,8 @@ class MapKeeper:
 
     def close(self) -> None:
         """Drop what is unfinished; called in any case, after `finish` too."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # the bytes that a full disk refused
+            self._file.close()
         self._raw.unlink(missing_ok=True)
         self._whole.unlink(missing_ok=True)
 
@@ -161,16 +176,16 @@ def read_maps(folder: Path, category: str) -> KeptMaps:
     stem = _stem(category)
     again = "Run the cell again with --save-maps --force."
     try:
-        facts = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
-        maps = np.load(folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False)
-        packed = np.load(folder / f"{stem}.masks.npy", allow_pickle=False)
+        facts = read_json(folder / f"{stem}.json")
+        maps = _mapped(folder / f"{stem}.npy", np.float32, 3)
+        packed = _mapped(folder / f"{stem}.masks.npy", np.uint8, 3)
         masks = np.unpackbits(packed, axis=-1, count=maps.shape[-1]).astype(np.bool_)
-        lists = [list(facts[key]) for key in ("image", "score", "label", "has_pixels")]
+        lists = [_listed(facts, key, kind) for key, kind in _LISTS.items()]
     except FileNotFoundError as error:
         raise RecordError(f"There are no kept maps of {category}: {error.filename} is missing.", again) from error
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise RecordError(f"The kept maps of {category} in {folder} cannot be read: {error}.", again) from error
-    if masks.shape != maps.shape or maps.ndim != 3 or any(len(item) != len(maps) for item in lists):
+    if masks.shape != maps.shape or any(len(item) != len(maps) for item in lists):
         raise RecordError(f"The kept maps of {category} in {folder} are not of the same images.", again)
     return KeptMaps(lists[0], maps, masks, *lists[1:])
 
@@ -178,12 +193,37 @@ def read_maps(folder: Path, category: str) -> KeptMaps:
 def read_inputs(folder: Path, category: str) -> NDArray[np.uint8]:
     """The small pictures (N, h, w, 3) of the tested images. Raises `RecordError`."""
     try:
-        pictures: NDArray[np.uint8] = np.load(folder / f"{_stem(category)}.inputs.npy", mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        pictures: NDArray[np.uint8] = _mapped(folder / f"{_stem(category)}.inputs.npy", np.uint8, 4)
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise RecordError(
             f"The kept pictures of {category} in {folder} cannot be read: {error}.", "Run the cell again with --save-maps --force."
         ) from error
     return pictures
+
+
+_LISTS: dict[str, type] = {"image": str, "score": float, "label": int, "has_pixels": bool}
+
+
+def _listed(facts: Any, key: str, kind: type) -> list[Any]:
+    found = facts[key]
+    if not isinstance(found, list) or any(type(item) is not kind for item in found):
+        raise TypeError(f"'{key}' must be a list of {kind.__name__}")
+    return found
+
+
+def _mapped(file: Path, dtype: type, dimensions: int) -> NDArray[Any]:
+    """A memory-mapped array of this type: what a header promises and the file does not hold is an error, and takes no memory."""
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # numpy reads a header as Python text, and a damaged one can raise anything; none of it runs
+        raise ValueError(f"{file.name} is no array: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != dimensions:
+        raise ValueError(f"{file.name} is no array of {dimensions} dimensions of {np.dtype(dtype).name}")
+    return array
 
 
 def _stem(category: str) -> str:

@@ -6,6 +6,7 @@ several cells share (harness/sources.py) lies in `trained/<method>/<id12>/` inst
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from inpbench.harness.errors import PrerequisiteError, RecordError, UsageError, 
 from inpbench.harness.marks import TOLD
 from inpbench.harness.records import Record, RecordStore
 from inpbench.harness.registry import METHODS, resolve
+from inpbench.harness.small_files import read_bytes
 from inpbench.harness.snapshots import Fitting, FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
 from inpbench.harness.weights import WeightStore
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inpbench.harness.api import Weights
+
+_LARGEST = 1 << 40  # bytes; a memory bank has gigabytes
 
 
 def models_folder(store: RecordStore, record: Record) -> Path:
@@ -118,10 +122,9 @@ def save_model(folder: Path, name: str, record_id: str, state: Mapping[str, Tens
     from safetensors.torch import save
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    header = {"format": "pt", "record": record_id, "model": name}
+    header = {"format": "pt", "record": record_id, "model": name, "sha256": _hash_of(tensors)}
     if fitting is not None:
         header |= {"fit_s": repr(fitting.seconds)} | ({} if fitting.team is None else {"team": json.dumps(fitting.team)})
-    folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / f"{name}.safetensors", save(tensors, header))
 
 
@@ -158,14 +161,31 @@ def load_model(store: RecordStore, record: Record, name: str | None) -> tuple[st
 
 
 def read_model(path: Path) -> dict[str, Tensor]:
-    """The tensors of a kept model; raises `WeightsError` for a broken file."""
-    from safetensors import SafetensorError
+    """The tensors of a kept model; raises `WeightsError` for a broken file, also for one whose numbers were changed."""
+    from safetensors import safe_open
     from safetensors.torch import load
 
+    again = "Run the cell again with --force."
     try:
-        return dict(load(path.read_bytes()))
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}.", "Run the cell again with --force.") from error
+        tensors = dict(load(read_bytes(path, most=_LARGEST)))
+        with safe_open(path, framework="pt") as file:
+            known = (file.metadata() or {}).get("sha256")  # models of earlier releases have none
+    except Exception as error:  # a damaged header can make the reader raise anything
+        raise WeightsError(f"{path} cannot be read: {error}.", again) from error
+    if known is not None and known != _hash_of(tensors):
+        raise WeightsError(f"{path} is damaged: its tensors are not those that were saved.", again)
+    return tensors
+
+
+def _hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, types, shapes and numbers, on the CPU."""
+    import torch
+
+    digest = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(repr((key, str(value.dtype), tuple(value.shape))).encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
+    return digest.hexdigest()
 
 
 def preprocess_of(record: Record) -> Preprocess:

@@ -22,6 +22,9 @@ from inpbench.harness.atomic import write_text
 from inpbench.harness.claims import claim
 from inpbench.harness.errors import BenchError, DataError, RecordError, UsageError
 from inpbench.harness.roots import cache_folder
+from inpbench.harness.small_files import read_json
+from inpbench.harness.user_paths import expanded
+from inpbench.harness.walking import files_below
 
 PROVENANCE = "provenance.json"
 _KEY = ".task"  # in a draft: the key of its task
@@ -45,22 +48,26 @@ def finished(target: Path, key: str) -> bool:
     about = read_provenance(target)
     if about.get("key") != key:
         return False
-    there = sum(len(files) for _, _, files in os.walk(target)) - 1  # less the provenance itself
+    try:
+        there = sum(1 for _ in files_below(target)) - 1  # less the provenance itself
+    except OSError:  # what cannot be listed cannot be trusted to be there
+        return False
     return there >= int(about.get("files", 0))
 
 
 def read_provenance(target: Path) -> Mapping[str, Any]:
     """What a folder says of itself; empty for one that the bench did not write."""
     try:
-        found = json.loads((target / PROVENANCE).read_text(encoding="utf-8"))
+        found = read_json(target / PROVENANCE)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and found.get("written_by") == "inpbench" else {}
+    sound = isinstance(found, dict) and found.get("written_by") == "inpbench" and type(found.get("files", 0)) is int
+    return found if sound and isinstance(found.get("archives", {}), dict) else {}
 
 
 def real_path(given: Path) -> Path:
     """The absolute path behind links, whether something is there or not. Raises `DataError` for a loop of links."""
-    path = Path(os.path.realpath(given.expanduser()))
+    path = Path(os.path.realpath(expanded(given)))
     if path.is_symlink():
         raise DataError(f"{given} is a loop of links.", "Choose another folder with --to.")
     return path

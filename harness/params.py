@@ -16,6 +16,8 @@ from typing import Any, Literal
 from inpbench.harness.api import Size
 from inpbench.harness.errors import UsageError, did_you_mean
 
+_MOST = 10_000  # ints of one parameter: 0-999999999999 is a slip, and fills the memory
+_BEYOND = 2**53  # no int parameter is as large: beyond it floats lose it, and tensors no longer count it
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
@@ -37,8 +39,18 @@ def _ints(text: str) -> tuple[int, ...]:
     values: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        values.extend(range(int(first), int(last) + 1) if dash and first else [int(part)])
+        numbers = range(_int(first), _int(last) + 1) if dash and first else [_int(part)]
+        if len(values) + len(numbers) > _MOST:
+            raise ValueError(text)
+        values.extend(numbers)
     return tuple(values)
+
+
+def _int(text: str) -> int:
+    value = int(text)
+    if abs(value) >= _BEYOND:
+        raise ValueError(text)
+    return value
 
 
 def _parse(text: str, kind: Any) -> Any:
@@ -61,7 +73,7 @@ def _parse(text: str, kind: Any) -> Any:
         raise ValueError(text)
     if kind == Size:
         height, cross, width = text.lower().partition("x")
-        return (int(height), int(width) if cross else int(height))
+        return (_int(height), _int(width) if cross else _int(height))
     if kind == tuple[tuple[int, ...], ...]:
         return tuple(_ints(group) for group in text.split(";"))
     if kind == tuple[int, ...]:
@@ -71,7 +83,7 @@ def _parse(text: str, kind: Any) -> Any:
             return text.lower() in _TRUE
         raise ValueError(text)
     if kind is int:
-        return int(text)
+        return _int(text)
     if kind is float:
         value = float(text)
         if value != value or value in (float("inf"), float("-inf")):
@@ -80,6 +92,25 @@ def _parse(text: str, kind: Any) -> Any:
     if kind is str:
         return text
     raise AssertionError(f"parameter type {kind} has no parser")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value that is no text (of a preset, or of a record that anybody may have written) is of the declared type."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, member) for member in typing.get_args(kind))
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in typing.get_args(kind))
+    if origin is tuple:
+        members = typing.get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        if members[-1] is Ellipsis:
+            return all(_fits(item, members[0]) for item in value)
+        return len(value) == len(members) and all(_fits(*pair) for pair in zip(value, members, strict=True))
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < float("inf")
+    return type(value) is kind if kind in (bool, int, str) else isinstance(value, kind)
 
 
 def field_types(params_type: type) -> dict[str, Any]:
@@ -115,6 +146,10 @@ def build(owner: str, params_type: type, *changes: Mapping[str, Any]) -> Any:
                     raise UsageError(
                         f"{owner}.{key}: expected {_describe(known[key])}, found '{value}'.", f"Type: --set {owner}.{key}=VALUE"
                     ) from None
+            elif not _fits(value, known[key]):
+                raise UsageError(
+                    f"{owner}.{key}: expected {_describe(known[key])}, found {value!r:.80}.", f"Type: --set {owner}.{key}=VALUE"
+                )
             values[key] = value
     params = params_type(**values)
     check = getattr(params, "check", None)

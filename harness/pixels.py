@@ -30,6 +30,7 @@ from inpbench.harness.errors import PrerequisiteError
 from inpbench.harness.images import UnreadableError, image_at_crop, read_for
 from inpbench.harness.params import plain
 from inpbench.harness.roots import cache_folder
+from inpbench.harness.small_files import read_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -180,8 +181,10 @@ def _decoded(samples: Sequence[Sample], decode: Decode, progress: Progress | Non
 def _load(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], list[str], list[Finding]] | None:
     """A complete file, or None: absent, of another size, or without its list."""
     try:
-        listed = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        images, findings = listed["images"], [Finding(*entry) for entry in listed["findings"]]
+        listed = read_json(path.with_suffix(".json"))
+        images, findings = listed["images"], [Finding(*map(_text, entry)) for entry in listed["findings"]]
+        if not isinstance(images, list) or not all(map(_text, images)):
+            raise TypeError("no list of decoded images")
         if path.stat().st_size != len(images) * int(np.prod(shape)):
             return None
         if not images:
@@ -189,9 +192,15 @@ def _load(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], list[s
         return np.memmap(path, np.uint8, "r", shape=(len(images), *shape)), images, findings
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         log.warning("the cached pixels %s cannot be read (%s) and are decoded again.", path, error)
         return None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text, not {value!r:.40}")
+    return value
 
 
 def _write(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from inpbench.harness.api import Sample, Size
 from inpbench.harness.errors import DataError, UsageError
+from inpbench.harness.tensor_files import load, problem
+from inpbench.harness.user_paths import expanded
 from inpbench.harness.weights import file_sha256
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ HINT = "Give the folder of <category>.pt files for this number of shots, as InCT
 
 def prompt_file(folder: Path, category: str) -> Path:
     """The file of a category; raises `DataError` where there is none."""
-    path = folder.expanduser() / f"{category}.pt"
+    path = expanded(folder) / f"{category}.pt"
     if not path.is_file():
         raise DataError(f"--prompts: there is no {path}.", HINT)
     return path
@@ -47,7 +49,7 @@ class PromptImages:
 
         path = prompt_file(folder, category)
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load(path)
         except Exception as error:  # a hostile or broken file can raise anything while it is parsed
             raise DataError(f"{path} cannot be read as tensors: {type(error).__name__}.", HINT) from error
         images = list(content) if isinstance(content, (list, tuple, Tensor)) else []
@@ -56,9 +58,10 @@ class PromptImages:
             raise DataError(f"{path}: expected a list of tensors {wanted}, found {_described(content)}.", HINT)
         if len(images) != shots:
             raise DataError(f"{path} holds {len(images)} images, {shots} shots were asked for.", f"Type: --shots {len(images)}")
+        for number, image in enumerate(images):
+            if why := problem(image):
+                raise DataError(f"{path}: image {number} {why}.", HINT)
         self._images = torch.stack(images).to(device, dtype)
-        if not torch.isfinite(self._images).all():
-            raise DataError(f"{path} holds values that are not finite.", HINT)
         self.categories = [category]
         self.samples = [Sample(f"{path.name}#{number}", category, "train", 0) for number in range(shots)]
 

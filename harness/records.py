@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from inpbench.harness.atomic import write_bytes
 from inpbench.harness.errors import RecordError, UsageError
+from inpbench.harness.metrics import METRICS
 from inpbench.harness.samples import pack, unpack
+from inpbench.harness.small_files import parse_json, read_bytes
 
 if TYPE_CHECKING:
     from inpbench.harness.samples import Samples
@@ -57,6 +60,8 @@ _IDENTITY_TYPES: dict[str, tuple[type, ...]] = {
     "checkpoint": (str, type(None)),
 }
 _LARGEST = sys.float_info.max
+LARGEST_SAMPLES = 1 << 30  # bytes of the scores of a record; 28 KiB of draws a category are the most of it
+_ROUNDING = 1e-9  # of a mean, in any order of its summands
 _METRIC_PARTS = ("mean", "categories", "counts", "bounds", "undefined")
 _ERROR_PARTS = ("type", "message", "traceback")
 
@@ -148,8 +153,8 @@ def to_text(record: Record) -> str:
 def from_bytes(data: bytes, name: str = "record") -> Record:
     """The record in a file's bytes; `name` stands in messages. Raises only `RecordError`."""
     try:
-        document = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(data)
+    except ValueError as error:
         raise RecordError(f"{name} is not a record: {error}.", "Move the file away, or run the cell again.") from error
     if not isinstance(document, dict) or not _is_int(document.get("schema")):
         raise RecordError(f"{name} is not a record: expected an object with a number 'schema'.", "Move the file away.")
@@ -166,10 +171,6 @@ def from_bytes(data: bytes, name: str = "record") -> Record:
         schema += 1
     _check(document, name)
     return Record(**{key: document[key] for key in _FIELDS})
-
-
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is not allowed")
 
 
 def _is_int(value: Any) -> bool:
@@ -252,6 +253,32 @@ def _check_metrics(document: dict[str, Any], need: Callable[[bool, str], None]) 
     for category, table in metrics["undefined"].items():
         good = isinstance(table, dict) and all(isinstance(reason, str) for reason in table.values())
         need(good, f"metrics.undefined.{category} must hold reasons as texts")
+    _check_numbers(metrics, document["identity"]["categories"], need)
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    """Whether two means, or their absences, are one up to rounding."""
+    return a is b if a is None or b is None else abs(a - b) <= _ROUNDING * max(1.0, abs(b))
+
+
+def _check_numbers(metrics: dict[str, Any], categories: list[str], need: Callable[[bool, str], None]) -> None:
+    """What one changed digit would break: all categories are there, fractions are fractions, each mean follows from its parts."""
+    tables = metrics["categories"]
+    need(set(tables) == set(categories), "metrics.categories are not the categories of the identity")
+    need(set(metrics["counts"]) == set(categories), "metrics.counts are not of the categories of the identity")
+    for category, table in metrics["counts"].items():
+        need(all(_is_int(value) and value >= 0 for value in table.values()), f"metrics.counts.{category} must count images")
+    for where, table in [("mean", metrics["mean"]), *((f"categories.{name}", table) for name, table in tables.items())]:
+        for metric, value in table.items():
+            if value is not None and metric in METRICS and not -1e-6 <= value <= 1 + 1e-6:
+                need(False, f"metrics.{where}.{metric} must be a fraction, found {value!r}")
+    for metric, mean in metrics["mean"].items():
+        values = [table.get(metric) for table in tables.values()]
+        known = [value for value in values if value is not None]
+        expected = math.fsum(known) / len(known) if known and len(known) == len(values) else None
+        if not _same(mean, expected):
+            found = f"metrics.mean.{metric} {mean!r} does not follow from its categories ({expected!r})"
+            need(False, f"{found}: the file was edited or damaged")
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
@@ -290,9 +317,9 @@ class RecordStore:
     def read(self, path: Path) -> Record:
         """The record in a file; raises `RecordError` for anything else."""
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
         except OSError as error:
-            raise RecordError(f"Cannot read {path}: {error.strerror or error}.") from error
+            raise RecordError(f"Cannot read {path}: {error.strerror or error}.", "Move it away, or run the cell again.") from error
         return from_bytes(data, str(path))
 
     def write(self, record: Record) -> Path:
@@ -364,7 +391,7 @@ class RecordStore:
             raise RecordError(f"Record {record.id12} has no per-image scores.", again)
         path = self.path_of(record.identity).with_name(record.samples["file"])
         try:
-            data = path.read_bytes()
+            data = read_bytes(path, most=LARGEST_SAMPLES)
         except OSError as error:
             raise RecordError(f"Cannot read {path}: {error.strerror or error}.", again) from error
         if hashlib.sha256(data).hexdigest() != record.samples["sha256"]:

@@ -24,6 +24,7 @@ from inpbench.harness.errors import BenchError, RecordError
 from inpbench.harness.marks import obstacles
 from inpbench.harness.metrics import PIXEL_METRICS
 from inpbench.harness.records import Record
+from inpbench.harness.small_files import parse_json
 
 SCHEMA = 1
 KINDS = ("paper", "authors", "reproduction")
@@ -48,6 +49,14 @@ DEFINITIONS: dict[str, dict[str, str]] = {
 }
 # The constants of the originals' evaluation (harness/scoring.py, which imports torch); other constants give other numbers.
 OFFICIAL_SCORING: dict[str, Any] = {"metric_size": [256, 256], "kernel": 5, "sigma": 4.0, "top_ratio": 0.01}
+_RESTORE = "Restore it: git checkout -- results/reported, or: pip install --force-reinstall inpbench"
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("method", "display", "dataset", "kind", "verified", "source", "note"), (str,)),
+    **dict.fromkeys(("setting", "category"), (str, type(None))),
+    **dict.fromkeys(("metrics", "std", "protocol"), (dict,)),
+    "shots": (int,),
+    "reference": (bool,),
+}
 SUPER_MULTI_CLASS = ("mvtec_ad", "visa", "real_iad")  # INP-Former's, in the order of training
 
 
@@ -95,18 +104,24 @@ def parse(text: str, name: str) -> list[Entry]:
     """The entries of one file; unknown or missing keys raise `RecordError`."""
     known = {item.name for item in fields(Entry)}
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         if document["schema"] != SCHEMA:
-            raise RecordError(f"{name} has schema {document['schema']}, this bench reads {SCHEMA}.")
+            raise RecordError(f"{name} has schema {document['schema']}, this bench reads {SCHEMA}.", _RESTORE)
         rows = document["entries"]
         for index, row in enumerate(rows):
             if set(row) != known:
-                raise RecordError(f"{name}: entry {index} must have the keys {sorted(known)}, found {sorted(row)}.")
+                raise RecordError(f"{name}: entry {index} must have the keys {sorted(known)}, found {sorted(row)}.", _RESTORE)
             if row["kind"] not in KINDS or row["verified"] not in VERIFIED:
-                raise RecordError(f"{name}: entry {index} has kind {row['kind']!r} and verified {row['verified']!r}.")
+                raise RecordError(f"{name}: entry {index} has kind {row['kind']!r} and verified {row['verified']!r}.", _RESTORE)
+            for key, kinds in _TYPES.items():
+                if type(row[key]) not in kinds:
+                    raise RecordError(f"{name}: entry {index} has {key} {row[key]!r}.", _RESTORE)
+            numbers = [*row["metrics"].values(), *row["std"].values()]
+            if not all(value is None or (type(value) in (int, float) and 0 <= value <= 1) for value in numbers):
+                raise RecordError(f"{name}: entry {index} holds a metric that is no fraction.", _RESTORE)
         return [Entry(**row) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{name} is no table of published numbers: {error!r}.") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RecordError(f"{name} is no table of published numbers: {error!r}.", _RESTORE) from error
 
 
 def compare(

@@ -9,37 +9,39 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from inpbench.harness.api import DatasetInfo
 from inpbench.harness.claims import claim
-from inpbench.harness.errors import DataError, PrerequisiteError
+from inpbench.harness.errors import DataError, PrerequisiteError, UsageError
 from inpbench.harness.params import plain
 from inpbench.harness.registry import resolve
+from inpbench.harness.user_paths import expanded
 
 
 def cache_folder() -> Path:
     """`$INPBENCH_CACHE`, or `~/.cache/inpbench`: drawn sets and decoded pixels; safe to delete at any time."""
     given = os.environ.get("INPBENCH_CACHE")
-    folder = Path(given).expanduser() if given else Path.home() / ".cache" / "inpbench"
+    hint = "Type: export INPBENCH_CACHE=/a/folder/you/can/write"
     try:
+        folder = expanded(given or "~/.cache/inpbench")
         folder.mkdir(parents=True, exist_ok=True)
+    except UsageError as error:
+        raise PrerequisiteError(f"The cache folder cannot be made: {error.message}", hint) from error
     except OSError as error:
-        raise PrerequisiteError(
-            f"The cache folder {folder} cannot be made: {error.strerror}.", "Type: export INPBENCH_CACHE=/a/folder/you/can/write"
-        ) from error
+        raise PrerequisiteError(f"The cache folder {folder} cannot be made: {error.strerror}.", hint) from error
     return folder
 
 
 def places(info: DatasetInfo, given: Path | None) -> list[Path]:
     """Where the root of a data set is looked for, in this order."""
     if given is not None:
-        return [given.expanduser()]
+        return [expanded(given)]
     base = os.environ.get("INPBENCH_DATA")
-    return [Path(base).expanduser() / info.name] if base else []
+    return [expanded(base) / info.name] if base else []
 
 
 def locate(info: DatasetInfo, params: Any, given: Path | None) -> Path:
@@ -74,12 +76,14 @@ def drawn(info: DatasetInfo, params: Any) -> Path:
     folder = cache_folder() / "drawn" / f"{info.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with claim(folder.with_suffix(".lock"), wait=True):
         if folder.is_dir():  # another process drew it while we waited
             return folder
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
+        for left_over in folder.parent.glob(f".draft-{folder.name}-*"):  # ours is the claim, so its writer was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        draft = folder.parent / f".draft-{folder.name}-{secrets.token_hex(4)}"
         try:
+            draft.mkdir()
             resolve(info.generate)(draft, params)
             draft.rename(folder)
         except OSError as error:

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from inpbench.harness.api import Alone, Context, Progress
+from inpbench.harness.atomic import cannot, sweep
 from inpbench.harness.category_result import CategoryResult, measured
-from inpbench.harness.claims import claim
+from inpbench.harness.claims import ClaimedError, claim
 from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.draws import Drawing, seed_of
 from inpbench.harness.errors import BenchError, UsageError
@@ -72,21 +73,32 @@ class Options:
     stamp: dict[str, Any] = field(default_factory=dict)  # facts for the stamp that only the caller knows
 
 
+_SAYS_NOTHING: dict[type, str] = {MemoryError: "the memory is full: less of it is used by --eval-batch 1 and smaller images"}
+
+
 @dataclass
 class Tally:
     """What a run of several cells came to."""
 
     done: list[Record] = field(default_factory=list)
     failed: list[Record] = field(default_factory=list)
+    claimed: list[Cell] = field(default_factory=list)  # another bench is at work on them
 
 
 def run_cells(cells: Sequence[Cell], store: RecordStore, options: Options, progress: Callable[[Cell], Progress]) -> Tally:
-    """Run every `todo` cell; a failing one is recorded and the others go on. `KeyboardInterrupt` passes through."""
+    """Run every `todo` cell; a failing one is recorded and the others go on, as past one that another bench is at work on.
+
+    `KeyboardInterrupt` passes through.
+    """
     tally = Tally()
     for cell in cells:
         if cell.status != "todo":
             continue
-        record = run_cell(cell, store, options, progress(cell))
+        try:
+            record = run_cell(cell, store, options, progress(cell))
+        except ClaimedError:
+            tally.claimed.append(cell)
+            continue
         (tally.failed if record.status == "failed" else tally.done).append(record)
         if options.team is not None and options.team.lost:
             break
@@ -94,10 +106,18 @@ def run_cells(cells: Sequence[Cell], store: RecordStore, options: Options, progr
 
 
 def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progress) -> Record:
-    """Run one cell and write its record; an exception of the method becomes a `failed` record, never a lost one."""
+    """Run one cell and write its record; an exception of the method becomes a `failed` record, never a lost one.
+
+    Where another bench finished the cell after it was planned, its record is the answer. Raises `ClaimedError` where one is at work
+    on it, and `RecordError` where not even the failure can be written.
+    """
     path = store.path_of(cell.identity)
     with claim(path.with_suffix(".lock"), what=f"cell {cell.id[:12]} ({cell.label})"):
         earlier = store.find(cell.id)
+        if earlier is not None and not options.force and _is_finished(earlier, cell):
+            return earlier
+        for folder in (path.parent, path.with_suffix(".models")):  # ours is the claim, so their writers were killed
+            sweep(folder, path.stem if folder == path.parent else "")
         kept = earlier is not None and earlier.status == "done"  # --force: the old numbers stand until there are new ones
         record = _started(cell, options.notes)
         work, phase = path.with_suffix(".work"), cell.request.phase if cell.request else "both"
@@ -125,10 +145,16 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
     return record
 
 
+def _is_finished(record: Record, cell: Cell) -> bool:
+    """Whether the record is all that was asked for; `--phase train` asks for no numbers."""
+    training = cell.request is not None and cell.request.phase == "train"
+    return record.status == "done" or (training and record.status == "trained")
+
+
 def record_failure(
     cell: Cell, store: RecordStore, error: Exception | None, notes: Sequence[str] = (), first: dict[str, Any] | None = None
 ) -> Record:
-    """Write the record of a failure, unless a done one stands: a user error keeps its two lines, a bug its traceback.
+    """Write the record of a failure, unless a done one stands: what happened in one line, and of a bug the traceback.
 
     first: what process_group.Team says of another process that failed before this one; it is what is recorded.
     """
@@ -140,11 +166,20 @@ def record_failure(
         log.error("%s: %s: %s", cell.label, first["type"], message)
     else:
         trace = "" if isinstance(error, BenchError) else "".join(traceback.format_exception(error))
-        record.error = {"type": type(error).__name__, "message": str(error), "traceback": trace}
+        record.error = {"type": type(error).__name__, "message": _message(error), "traceback": trace}
     earlier = store.find(cell.id)
     if earlier is None or earlier.status != "done":
         store.write(record)
     return record
+
+
+def _message(error: Exception | None) -> str:
+    """What a record says of an error: all that ours says, the first line of another's."""
+    if isinstance(error, BenchError):
+        return str(error)
+    if isinstance(error, OSError):
+        return str(cannot(f"use {error.filename or 'the disk'}", error))
+    return (str(error).splitlines() or [_SAYS_NOTHING.get(type(error), "")])[0]
 
 
 def _started(cell: Cell, notes: Sequence[str]) -> Record:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     Samples = dict[str, dict[str, np.ndarray[Any, Any]]]
 
 _KEYS = ("image", "score", "label")
+LARGEST = 1 << 30  # bytes of all arrays together; a path of 100 characters takes 400 of them, before it is packed
 DRAWS = "draws"
 
 
@@ -50,12 +50,35 @@ def unpack(data: bytes, name: str) -> Samples:
     import numpy as np
 
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            promised = sum(member.file_size for member in archive.infolist())
+        if promised > LARGEST:
+            raise ValueError(f"its {len(data)} bytes unpack to {promised}")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {
-                str(category): {
-                    key: arrays[f"{key}_{index}"] for key in (*_KEYS, DRAWS) if key in _KEYS or f"{DRAWS}_{index}" in arrays
-                }
-                for index, category in enumerate(arrays["categories"])
-            }
-    except (ValueError, LookupError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            categories = arrays["categories"]
+            if categories.ndim != 1 or categories.dtype.kind != "U" or len(set(categories.tolist())) != len(categories):
+                raise ValueError("its categories are no list of names")
+            found = {}
+            for index, category in enumerate(categories):
+                keys = (*_KEYS, DRAWS) if f"{DRAWS}_{index}" in arrays else _KEYS
+                found[str(category)] = table = {key: arrays[f"{key}_{index}"] for key in keys}
+                _check(str(category), table)
+            return found
+    except Exception as error:  # numpy reads a header as Python text, and a damaged one can raise anything; none of it runs
         raise RecordError(f"{name} is no file of scores: {error}.", "Run the cell again with --force.") from error
+
+
+def _check(category: str, table: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Raise `ValueError` unless the arrays are of the types and lengths of the module docstring."""
+    import numpy as np
+
+    image, score, label = (table[key] for key in _KEYS)
+    if (image.dtype.kind, score.dtype, label.dtype) != ("U", np.float64, np.int8):
+        raise ValueError(f"{category}: arrays of {image.dtype}, {score.dtype} and {label.dtype}")
+    if not image.shape == score.shape == label.shape == (len(image),) or not np.isfinite(score).all():
+        raise ValueError(
+            f"{category}: {image.shape} images, {score.shape} scores, {label.shape} labels, or a score that is no number"
+        )
+    draws = table.get(DRAWS)
+    if draws is not None and (draws.dtype != np.float32 or draws.ndim != 2):
+        raise ValueError(f"{category}: draws of {draws.dtype} in {draws.ndim} dimensions")

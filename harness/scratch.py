@@ -6,6 +6,7 @@ however the process ends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -29,10 +30,10 @@ class Scratch:
         if size == 0:
             return torch.empty(shape, dtype=dtype)
         needed = size * dtype.itemsize
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{name}.{os.getpid()}.bin"
-        free = shutil.disk_usage(self._folder).free
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._folder).free
             if needed > free:
                 raise OSError(f"{needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
             with path.open("wb") as file:
@@ -45,4 +46,5 @@ class Scratch:
             log.warning("%s cannot be kept in %s (%s).", name, self._folder, error)
             return None
         finally:
-            path.unlink(missing_ok=True)  # the mapping keeps the bytes
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)  # the mapping keeps the bytes

@@ -6,6 +6,7 @@ interrupted run is the sum of its parts.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inpbench.harness.atomic import write_bytes
+from inpbench.harness.tensor_files import load
 
 if TYPE_CHECKING:
     from inpbench.harness.process_group import Team
@@ -75,25 +77,24 @@ class FolderSnapshots:
 
         buffer = io.BytesIO()
         torch.save({"elapsed_s": self.elapsed_s(), "team": self.facts, "state": dict(state)}, buffer)
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_bytes(self.folder / name, buffer.getvalue())
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        import torch
-
         path = self.folder / name
         if not path.is_file():
             return None
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            self.earlier_s, self.facts, state = float(content["elapsed_s"]), content.get("team"), content["state"]
+            content = load(path)
+            earlier_s, facts, state = float(content["elapsed_s"]), content.get("team"), content["state"]
+            if not isinstance(state, dict) or not 0 <= earlier_s < float("inf"):
+                raise ValueError("no snapshot")
         except Exception as error:  # whatever is wrong with the file, training can start anew: nothing is lost but time
             log.warning("%s does not load (%s); this model starts from the beginning.", path.name, type(error).__name__)
-            path.replace(path.with_suffix(".broken"))
+            with contextlib.suppress(OSError):
+                path.replace(path.with_suffix(".broken"))
             return None
-        self.resumed = True
+        self.earlier_s, self.facts, self.resumed = earlier_s, facts, True
         self._started = self._last = time.monotonic()
-        assert isinstance(state, dict)
         return state
 
 

@@ -12,8 +12,9 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from inpbench.harness.console import harmless
 from inpbench.harness.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
 MISSING = "-"
+WHOLE_NAME = 60  # characters of the first column that are never folded; a longer name must not push the numbers out
 FILE_WIDTH = 140  # characters of a terminal table that goes to a file or a pipe
 
 
@@ -218,8 +220,8 @@ def terminal(tables: Sequence[Table], width: int) -> Group:
 
     parts: list[Any] = []
     for table in tables:
-        parts.append(Text(table.title, style="bold"))
-        parts += [Text(line, style="dim") for line in table.caption]
+        parts.append(Text(harmless(table.title), style="bold"))
+        parts += [Text(harmless(line), style="dim") for line in table.caption]
         details = [index for index, column in enumerate(table.columns) if column.detail]
         if details and _natural_width(table) > width:
             parts.append(_drawn(table, [index for index in range(len(table.columns)) if index not in details]))
@@ -228,8 +230,8 @@ def terminal(tables: Sequence[Table], width: int) -> Group:
             parts.append(_drawn(table, range(len(table.columns))))
         if any(cell.best for row in table.rows for cell in row):
             parts.append(Text("* the best of its column", style="dim"))
-        parts += [Text(f"[{symbol}] {note}", style="dim") for symbol, note in table.footnotes]
-        parts += [Text(line, style="yellow") for line in table.below]
+        parts += [Text(harmless(f"[{symbol}] {note}"), style="dim") for symbol, note in table.footnotes]
+        parts += [Text(harmless(line), style="yellow") for line in table.below]
         parts.append(Text(""))
     return Group(*parts)
 
@@ -255,11 +257,13 @@ def _drawn(table: Table, indices: Sequence[int]) -> RichTable:
     drawing = Drawing(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for index in indices:
         column = table.columns[index]
-        drawing.add_column(Text(column.title), justify="left" if column.left else "right", overflow="fold", no_wrap=index == 0)
+        whole = index == 0 and max((len(row[0].text) for row in table.rows), default=0) <= WHOLE_NAME
+        justify: Literal["left", "right"] = "left" if column.left else "right"
+        drawing.add_column(Text(harmless(column.title)), justify=justify, overflow="fold", no_wrap=whole)
     for row in table.rows:
         texts = []
         for cell in (row[index] for index in indices):
-            text = Text(_terminal_cell(cell), style="bold green" if cell.best else "")
+            text = Text(harmless(_terminal_cell(cell)), style="bold green" if cell.best else "")
             if cell.second:
                 text.append(f"\n{cell.second}", style="dim")
             texts.append(text)

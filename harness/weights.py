@@ -8,17 +8,17 @@ file, `random` where random weights were asked for by name, `builtin:v1` for wha
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import hashlib
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inpbench.harness.api import WeightSpec
 from inpbench.harness.errors import WeightsError
+from inpbench.harness.tensor_files import HostileFileError, load, problem
+from inpbench.harness.user_paths import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,15 +129,15 @@ class WeightStore:
         name = Path(spec.file)
         places: list[Path] = []
         if self.choice:
-            chosen = Path(self.choice).expanduser()
+            chosen = expanded(self.choice)
             if chosen.is_dir():
                 places += [chosen / name] + ([chosen / name.name] if name.parent != Path() else [])
             else:
                 places.append(chosen)
         folder = os.environ.get(FOLDER_VARIABLE)
         # A file that the user named and that is not there must not be replaced silently by another one.
-        if folder and not (self.choice and not Path(self.choice).expanduser().is_dir()):
-            places.append(Path(folder).expanduser() / name)
+        if folder and not (self.choice and not expanded(self.choice).is_dir()):
+            places.append(expanded(folder) / name)
         return places
 
     def _advice(self, spec: WeightSpec) -> str:
@@ -154,9 +154,10 @@ class WeightStore:
 
 def _existing(path: str | Path) -> list[Path]:
     """`path` with ~ expanded, or the weight files of that folder by name; raises `WeightsError` where there is none."""
-    found = Path(path).expanduser()
-    files = sorted(file for file in found.iterdir() if file.suffix in _SUFFIXES) if found.is_dir() else [found]
-    if not files or not files[0].is_file():
+    found = expanded(path)
+    listed = sorted(file for file in found.iterdir() if file.suffix in _SUFFIXES) if found.is_dir() else [found]
+    files = [file for file in listed if file.is_file()]
+    if not files:
         raise WeightsError(f"There is no weight file {found}.", "Give the path of a .pth, .pt or .safetensors file.")
     return files
 
@@ -185,29 +186,12 @@ def _download(spec: WeightSpec, dry: bool) -> Path:
         ) from error
 
 
-@contextlib.contextmanager
-def _safe_types() -> Iterator[None]:
-    """Allow `argparse.Namespace`, plain data that some published files carry beside the tensors."""
-    from torch import serialization
-
-    before = serialization.get_safe_globals()
-    serialization.add_safe_globals([argparse.Namespace])
-    try:
-        yield
-    finally:
-        serialization.clear_safe_globals()
-        serialization.add_safe_globals(before)
-
-
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
-    import torch
-
-    with _safe_types():
-        return torch.load(path, map_location="cpu", weights_only=True)
+    return load(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -215,8 +199,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Official checkpoints of the methods (`model.pth`) are read by the same function.
     """
-    import torch
-
     try:
         content = _read(path)
     except Exception as error:  # a hostile or broken file can raise anything while it is parsed
@@ -233,14 +215,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         )
         raise WeightsError(f"{path} holds no named tensors, found {described}.", "Give a state dict, or a checkpoint with one.")
-    broken = [key for key, value in found.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if broken:
-        raise WeightsError(f"{path} holds values that are not finite in {broken[0]}.", "Download the file again from its authors.")
+    for key, value in found.items():
+        if why := problem(value):
+            raise WeightsError(f"{path}: {key} {why}.", "Download the file again from its authors.")
     return found
 
 
 def _reason(path: Path, error: Exception) -> str:
     """Why a file could not be parsed, in words."""
+    if isinstance(error, HostileFileError):
+        return str(error)
     with path.open("rb") as stream:
         head = stream.read(4)
     if not head:

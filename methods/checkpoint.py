@@ -29,7 +29,7 @@ def _width(state: Mapping[str, Tensor]) -> int | None:
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Copy `state` into `module` (its dtype and device are kept); every key and shape must agree.
+    """Copy `state` into `module` (its dtype and device are kept); every key and shape must agree, and floats be floats.
 
     what: names the target in the message. Raises `WeightsError`; the module is unchanged then.
     """
@@ -41,10 +41,14 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
         for key, value in own.items()
         if key in state and value.shape != state[key].shape
     ]
-    if missing or unexpected or shaped:
-        reasons = "; ".join(
-            filter(None, (_first("missing", missing), _first("unexpected", unexpected), _first("mis-shaped", shaped)))
-        )
+    rounded = [  # copying whole numbers into weights works, and whatever stood behind the point is lost
+        f"{key} expected {value.dtype}, found {state[key].dtype}"
+        for key, value in own.items()
+        if key in state and value.is_floating_point() and not state[key].is_floating_point()
+    ]
+    if missing or unexpected or shaped or rounded:
+        kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": shaped, "of another type": rounded}
+        reasons = "; ".join(filter(None, (_first(kind, keys) for kind, keys in kinds.items())))
         expected, found = _width(own), _width(state)
         hint = "Give the weights of the same architecture and parameters."
         if expected and found and expected != found:

@@ -120,7 +120,8 @@ def test_check_learns_compares_and_catches_a_planted_regression(results: Path, t
     assert bench("check", *options).code == 0
     path = next(results.rglob("*.json"))
     record = json.loads(path.read_text())
-    record["metrics"]["mean"]["i_auroc"] -= 0.05
+    for table in (record["metrics"]["mean"], *record["metrics"]["categories"].values()):
+        table["i_auroc"] -= 0.05
     path.write_text(json.dumps(record))
     outcome = bench("check", *options, "--junit", tmp_path / "junit.xml")
     assert outcome.code == 1 and "REGRESSED" in outcome.out

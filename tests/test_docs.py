@@ -60,6 +60,18 @@ def test_every_page_is_in_the_navigation() -> None:
     assert listed == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
 
 
+def test_every_threat_is_proved_by_a_test_that_exists() -> None:
+    """The table of robustness.md: no row without a test, no test that is not there, none of the hostile ones forgotten."""
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").glob("test_*.py")}
+    known = set(re.findall(r"^def (test_\w+)", "\n".join(sources.values()), re.M))
+    rows = re.findall(r"^\| (?!threat|---)(.+) \|$", (DOCS / "robustness.md").read_text(encoding="utf-8"), re.M)
+    assert len(rows) > 35
+    for row in rows:
+        threat, answer, proof = row.split(" | ")
+        named = re.findall(r"`(test_\w+)`", proof)
+        assert threat and answer and named and set(named) <= known, (threat, set(named) - known)
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="mkdocs is not installed (pip install -e .[dev])")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

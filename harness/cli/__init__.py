@@ -6,6 +6,7 @@ Exit codes are those of `harness.errors`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -73,10 +74,15 @@ app.add_typer(data.app, name="data", rich_help_panel="Look up")
 
 def main() -> None:
     """The console script: turns errors into two lines and an exit code."""
-    from inpbench.harness.console import print_error
+    from inpbench.harness.console import accept_any_text, print_error
 
+    accept_any_text()
     try:
         code = app(standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # Typer makes this of Ctrl-C, and says nothing
+            _exit_interrupted()
+        if sys.stdout is not None:  # closed by the one who started us
+            sys.stdout.flush()  # a full disk or a closed pipe is met here, not when nobody can be told any more
     except BenchError as error:
         if _traceback:
             raise
@@ -85,8 +91,14 @@ def main() -> None:
     except KeyboardInterrupt:
         _exit_interrupted()
     except BrokenPipeError:  # `bench leaderboard | head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_nowhere()
         sys.exit(0)
+    except (OSError, MemoryError) as error:  # of the machine, not of the bench; what a module expects it reports itself
+        if _traceback:
+            raise
+        _write_nowhere()
+        print_error(*_of_the_machine(error))
+        sys.exit(EXIT_NEGATIVE)
     except Exception as error:
         _exit_on_click(error)
         raise
@@ -102,6 +114,22 @@ def _exit_interrupted() -> NoReturn:
     sys.exit(EXIT_INTERRUPTED)
 
 
+def _write_nowhere() -> None:
+    """Drop what stdout still holds, so that Python does not fail on it a second time at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _of_the_machine(error: OSError | MemoryError) -> tuple[str, str]:
+    """What and what next for an error that no module foresaw: disk, permissions, limits, memory."""
+    from inpbench.harness.atomic import cannot
+
+    if isinstance(error, MemoryError):
+        return "The memory is full.", "Type: --eval-batch 1, or run fewer things at once."
+    known = cannot(f"use {error.filename}" if error.filename else "go on", error)
+    return known.message, f"{known.hint} (bench --traceback shows where.)"
+
+
 def _exit_on_click(error: Exception) -> None:
     """Typer's own errors: usage errors print like ours, an abort is an interruption; anything else is a bug and goes on up."""
     from inpbench.harness.console import print_error
@@ -112,5 +140,6 @@ def _exit_on_click(error: Exception) -> None:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "bench"
-        print_error(error.format_message(), f"Type: {where} --help")
-        sys.exit(EXIT_USAGE if "Usage" in kind or "Param" in kind or "Option" in kind or "Argument" in kind else EXIT_NEGATIVE)
+        if error.format_message():  # `bench` alone prints its help, which says all
+            print_error(error.format_message(), f"Type: {where} --help")
+        sys.exit(EXIT_USAGE if any(word in kind for word in ("Usage", "Param", "Option", "Arg")) else EXIT_NEGATIVE)

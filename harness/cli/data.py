@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inpbench.harness.cli.options import DataRoot, Json, Set
+from inpbench.harness.console import harmless
 from inpbench.harness.errors import EXIT_NEGATIVE
 
 if TYPE_CHECKING:
@@ -74,16 +75,16 @@ def _print_report(report: AuditReport) -> None:
         defects = ", ".join(f"{defect} {count}" for defect, count in test.items() if defect != "good")
         unlabelled = document["unlabelled"].get(category, 0)
         table.add_row(
-            Text(category),
+            Text(harmless(category)),
             str(sum(splits.get("train", {}).values())),
             str(normal),
             str(sum(test.values()) - normal - unlabelled),
             "/".join(map(str, published.values())) if published else "-",
-            Text(defects or "-"),
+            Text(harmless(defects or "-")),
         )
     console.print(table)
     for entry in document["files"]:
-        console.print(Text(f"{entry['status']:<18} {entry['file'] or '.'}: {entry['message']}"), soft_wrap=True)
+        console.print(Text(harmless(f"{entry['status']:<18} {entry['file'] or '.'}: {entry['message']}")), soft_wrap=True)
     errors = "all is well" if report.ok else "not fit to be measured on"
     console.print(f"{len(document['files'])} findings in {document['root']}: {errors}", markup=False, soft_wrap=True)
 
@@ -145,7 +146,7 @@ def prepare(
     with Live("auto") as live:
         done = convert(info, params, from_, to, force=force, progress=live.task(f"{name} prepare"))
     for finding in done.findings:
-        typer.echo(f"{finding.status}: {finding.file}: {finding.message}", err=True)
+        typer.echo(harmless(f"{finding.status}: {finding.file}: {finding.message}"), err=True)
     new = f"{done.new} of them written now" if done.new else "all there already"
     typer.echo(f"{done.target}: {done.files} files, {new}. Next: bench data verify {name} --data-root {done.target}")
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from inpbench.harness.errors import UsageError
+from inpbench.harness.user_paths import expanded
 
 DEFAULT_RESULTS = Path("results") / "runs"
 
@@ -31,9 +32,7 @@ Set = Annotated[
 
 def results_folder(given: Path | None) -> Path:
     """The folder of the records: option, then environment, then the default."""
-    if given is not None:
-        return given.expanduser()
-    return Path(os.environ.get("INPBENCH_RESULTS") or DEFAULT_RESULTS).expanduser()
+    return expanded(given if given is not None else Path(os.environ.get("INPBENCH_RESULTS") or DEFAULT_RESULTS))
 
 
 def split_names(text: str | None) -> tuple[str, ...]:

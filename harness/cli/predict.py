@@ -11,6 +11,7 @@ import typer
 
 from inpbench.harness.cli import run_options as option
 from inpbench.harness.cli.options import Json, Results, Set, results_folder
+from inpbench.harness.console import harmless
 from inpbench.harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -259,10 +260,8 @@ def _print(content: dict[str, Any], out: Path, trained: Trained, live: Any, json
     else:
         for row in rows[:30]:
             score = f"{row['score']:.4g}" if row["score"] is not None else "-"
-            typer.echo(
-                f"{score:>9}  {row['verdict'] or row['status']:9}  {row['image']}"
-                + (f"  ({row['reason']})" if row["reason"] else "")
-            )
+            reason = f"  ({row['reason']})" if row["reason"] else ""
+            typer.echo(harmless(f"{score:>9}  {row['verdict'] or row['status']:9}  {row['image']}{reason}"))
         if len(rows) > 30:
             typer.echo(f"... and {len(rows) - 30} more in {out / 'scores.csv'}")
     if display is option.DisplayMode.none:

@@ -9,6 +9,7 @@ import typer
 
 from inpbench.harness.cli.options import Results, results_folder
 from inpbench.harness.cli.tables import chosen_records
+from inpbench.harness.console import harmless
 from inpbench.harness.errors import NothingError
 
 
@@ -32,7 +33,7 @@ def report(
     store = RecordStore(results_folder(results))
     listing = store.all(**chosen_records(dataset, setting, methods))
     for warning in listing.warnings:
-        typer.echo(f"Warning: {warning}", err=True)
+        typer.echo(harmless(f"Warning: {warning}"), err=True)
     if not any(record.status == "done" for record in listing):
         raise NothingError(
             f"No finished record in {store.folder} fits.",

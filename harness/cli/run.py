@@ -12,7 +12,7 @@ from inpbench.harness import errors
 from inpbench.harness.cli import run_options as option
 from inpbench.harness.cli.options import Json, Results, Set, results_folder, split_ints, split_names
 from inpbench.harness.cli.where import Where, execute, follow_team, gather_team
-from inpbench.harness.errors import NothingError
+from inpbench.harness.errors import NothingError, UsageError
 
 if TYPE_CHECKING:
     from inpbench.harness.console import Live
@@ -70,6 +70,7 @@ def run(
     from inpbench.harness.plan import Request
 
     wish = option.ray_wish(ray, ray_gpus, ray_cpus, ray_retries)
+    _check(snapshot_every, seeds)
     root, roots = option.split_roots(data_root or [], [*split_names(dataset), *split_names(source)])
     request = Request(
         methods=split_names(methods),
@@ -102,7 +103,17 @@ def run(
         **_made(weights, download, dry_run, mask_rule.value, maps_of if save_maps else None, force),
     }
     with gather_team() as team:
-        _run(request, options, results_folder(results), display, Where(device, wish, team), dry_run=dry_run, json_=json_)
+        where, folder = Where(device, wish, team), results_folder(results)
+        begin = _run if team is None or team.rank == 0 else follow_team
+        begin(request, options, folder, where, display=display, dry_run=dry_run, json_=json_)
+
+
+def _check(snapshot_every: float, seeds: str) -> None:
+    """Raise `UsageError` for what the command line's types let through."""
+    if not 0 <= snapshot_every < float("inf"):
+        raise UsageError(f"--snapshot-every takes seconds, found {snapshot_every}.", "Type: --snapshot-every 30")
+    if not split_names(seeds):
+        raise UsageError("--seeds names no seed.", "Type: --seeds 0,1,2")
 
 
 def _made(weights: str | None, download: bool, dry: bool, mask_rule: Any, maps_of: str | None, force: bool) -> dict[str, Any]:
@@ -123,15 +134,13 @@ def _run(
     request: Request,
     options: dict[str, Any],
     folder: Path,
-    display: option.DisplayMode,
     where: Where,
     *,
+    display: option.DisplayMode,
     dry_run: bool,
     json_: bool,
 ) -> None:
-    """Plan, show the plan, run what is to do, show what came of it; or follow the process of the team that does."""
-    if where.team is not None and where.team.rank > 0:
-        return follow_team(where.team, request, options, folder, where.device)
+    """Plan, show the plan, run what is to do, show what came of it."""
     from inpbench.harness.console import Live, print_plan
     from inpbench.harness.followers import refuse_single
     from inpbench.harness.plan import make_plan
@@ -158,6 +167,12 @@ def _run(
     if team is not None and team.lost:
         left = len([cell for cell in cells if cell.status == "todo"]) - len(tally.done + tally.failed) if tally else 0
         live.console.print(f"The processes were ended, {left} cells were not begun: the same command goes on.", markup=False)
+    if tally is not None and tally.claimed:
+        names = ", ".join(f"{cell.label} on {cell.dataset.name}, seed {cell.seed}" for cell in tally.claimed)
+        raise errors.BenchError(
+            f"Another bench is at work on {len(tally.claimed)} of these cells: {names}.",
+            "Wait for it, then run the same command again: it shows all of them.",
+        )
     if tally is not None and tally.failed:
         raise typer.Exit(errors.EXIT_NEGATIVE)
 
@@ -190,12 +205,14 @@ def _print_outcome(
     cells: Sequence[Cell], store: RecordStore, tally: Tally | None, live: Live, json_: bool, display: option.DisplayMode
 ) -> None:
     """The leaderboard of the requested cells on stdout, failures on stderr."""
+    from inpbench.harness.console import harmless
     from inpbench.harness.leaderboard import build_tables, render
 
     for record in tally.failed if tally else []:
         assert record.error is not None
-        live.console.print(f"failed: {record.label}: {record.error['type']}: {record.error['message']}", markup=False, style="red")
-        live.console.print(f"  record: {store.path_of(record.identity)}", markup=False)
+        message = harmless(f"failed: {record.label}: {record.error['type']}: {record.error['message']}")
+        live.console.print(message, markup=False, style="red", soft_wrap=True)
+        live.console.print(f"  record: {store.path_of(record.identity)}", markup=False, soft_wrap=True)
     records = [found for cell in cells if cell.id and (found := store.find(cell.id)) is not None]
     for record in (record for record in records if record.status == "trained"):
         message = (

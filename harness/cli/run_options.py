@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inpbench.harness.errors import UsageError
+from inpbench.harness.user_paths import expanded
 
 if TYPE_CHECKING:
     from inpbench.harness.scale.shares import Wish
@@ -113,7 +114,7 @@ VariantName = Annotated[Variant, typer.Option("--variant", help="Metric definiti
 MaskRuleName = Annotated[MaskRule, typer.Option("--mask-rule", help="How resized masks become binary.")]
 EngineName = Annotated[Engine, typer.Option("--engine", help="reference trains the originals' way, without caches.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-EvalBatch = Annotated[int, typer.Option("--eval-batch", min=1, help="Images tested at once; changes no number.")]
+EvalBatch = Annotated[int, typer.Option("--eval-batch", min=1, max=65536, help="Images tested at once; changes no number.")]
 Strict = Annotated[
     bool,
     typer.Option("--strict/--lenient", help="Stop at the first bad file, or skip it and say so in the record."),
@@ -135,7 +136,7 @@ Force = Annotated[bool, typer.Option("--force", help="Run finished cells again."
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 Display = Annotated[DisplayMode, typer.Option("--display", help="What is shown while running.")]
 SnapshotEvery = Annotated[
-    float, typer.Option("--snapshot-every", min=0.0, metavar="SECONDS", help="Time between two training snapshots.")
+    float, typer.Option("--snapshot-every", min=0.0, max=1e9, metavar="SECONDS", help="Time between two training snapshots.")
 ]
 Ray = Annotated[
     str | None,
@@ -182,7 +183,7 @@ def split_roots(given: list[str], names: Sequence[str]) -> tuple[Path | None, di
     named: dict[str, Path] = {}
     for text in given:
         name, equals, folder = text.partition("=")
-        if equals and (name in names or ("/" not in name and not Path(text).expanduser().is_dir())):
+        if equals and (name in names or ("/" not in name and not expanded(text).is_dir())):
             named[name] = Path(folder)
         else:
             alone.append(Path(text))

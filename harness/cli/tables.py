@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from inpbench.harness.cli.options import Json, Results, results_folder, split_names
+from inpbench.harness.console import harmless
 from inpbench.harness.errors import NothingError, UsageError
 
 DEFAULT_BASELINES = Path("results") / "baselines"
@@ -79,7 +80,7 @@ def leaderboard(
     store = RecordStore(results_folder(results))
     listing = store.all(**chosen_records(dataset, setting, methods))
     for warning in listing.warnings:
-        typer.echo(f"Warning: {warning}", err=True)
+        typer.echo(harmless(f"Warning: {warning}"), err=True)
     evidence = EvidenceStore(store) if intervals else None
     build = partial(build_tables, by=by.value, metrics=split_names(metrics), reported=reported, evidence=evidence)
     tables = cost_tables(listing) if cost else build(listing)
@@ -114,7 +115,7 @@ def compare(
     store = RecordStore(results_folder(results))
     listing = store.all(**chosen_records(dataset, setting, methods))
     for warning in listing.warnings:
-        typer.echo(f"Warning: {warning}", err=True)
+        typer.echo(harmless(f"Warning: {warning}"), err=True)
     tables = pair_tables(listing, metric, EvidenceStore(store))
     if not tables:
         raise NothingError(

@@ -44,7 +44,7 @@ def gather_team() -> Iterator[Team | None]:
             team.end()
 
 
-def follow_team(team: Team, request: Request, options: dict[str, Any], folder: Path, device: str) -> None:
+def follow_team(request: Request, options: dict[str, Any], folder: Path, where: Where, **_shown: Any) -> None:
     """Train what rank 0 calls this process to; what goes wrong here alone is said here, too."""
     import functools
     import logging
@@ -55,13 +55,15 @@ def follow_team(team: Team, request: Request, options: dict[str, Any], folder: P
     from inpbench.harness.process_group import LostTeamError
     from inpbench.harness.records import RecordStore
 
+    team = where.team
+    assert team is not None
     logging.getLogger("inpbench").addHandler(logging.NullHandler())  # rank 0 says the same
 
     @functools.cache
     def made() -> Options:
         from inpbench.harness.runner import Options
 
-        return Options(device=find_device(team.device_name(device)), team=team, **options)
+        return Options(device=find_device(team.device_name(where.device)), team=team, **options)
 
     store, weights, scoring = RecordStore(folder), options["weights"], options["scoring"]
     try:

@@ -38,20 +38,21 @@ def identity(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def measured(value: float = 0.9, **means: float | None) -> dict[str, Any]:
-    """A metrics document; categories lie 0.01 below and above the mean."""
+def measured(value: float = 0.9, categories: list[str] = CATEGORIES, **means: float | None) -> dict[str, Any]:
+    """A metrics document; of two categories one lies 0.01 below the mean and one above."""
     mean = {metric: means.get(metric, value) for metric in METRICS}
+    shifts = (-0.01, 0.01) if len(categories) == 2 else (0.0,) * len(categories)
     tables = {
         category: {metric: None if mean[metric] is None else mean[metric] + shift for metric in METRICS}
-        for category, shift in zip(CATEGORIES, (-0.01, 0.01), strict=True)
+        for category, shift in zip(categories, shifts, strict=True)
     }
     undefined = {metric: "only one label" for metric in METRICS if mean[metric] is None}
     return {
         "mean": mean,
         "categories": tables,
-        "counts": {category: {"normal": 20, "anomalous": 30} for category in CATEGORIES},
-        "bounds": {category: dict.fromkeys(METRICS, 0.0) for category in CATEGORIES},
-        "undefined": {CATEGORIES[0]: undefined} if undefined else {},
+        "counts": {category: {"normal": 20, "anomalous": 30} for category in categories},
+        "bounds": {category: dict.fromkeys(METRICS, 0.0) for category in categories},
+        "undefined": {categories[0]: undefined} if undefined else {},
     }
 
 
@@ -66,7 +67,7 @@ def record(value: float = 0.9, *, label: str = "", status: str = "done", hardwar
     made.stamp = {"hardware": hardware, "git": {"commit": "0123456789abcdef", "dirty": False}} | others.get("stamp", {})
     made.cost = {"fit_s": 12.5, "predict_images_per_s": 40.0, "parameters_total": 1_500_000} | others.get("cost", {})
     if status == "done":
-        made.metrics = measured(value, **means)
+        made.metrics = measured(value, list(document["categories"]), **means)
     if status == "failed":
         made.error = {"type": "ValueError", "message": "out of\nluck", "traceback": ""}
     return made
