@@ -53,7 +53,7 @@ class CategoryResult:
 
 
 def result_of(values: MetricValues, samples: dict[str, list[Any]], drawing: Drawing | None, *, predict_s: float) -> CategoryResult:
-    """The result of a category whose images are all counted. samples: image, score and label; draws and jackknife are added to it."""
+    """The result of a category whose images are all counted. samples: image, score, label; draws and jackknife are added to it."""
     labels = np.asarray(samples["label"])
     drawn = drawing.finish(np.asarray(samples["score"]), labels, values.values) if drawing is not None else None
     return CategoryResult(

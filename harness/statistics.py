@@ -1,13 +1,13 @@
 """What the test images can and cannot tell: intervals, paired differences, ranks with ties, and tests over data sets.
 
-Within a data set: the draws and the jackknife beside each record (harness/draws.py), which metrics/intervals.py turns into intervals.
-A draw holds the same images for every method, so the difference of two methods is taken draw by draw; it is called significant where
-its 95 % interval leaves out zero. Pairs are not adjusted for their number. A row's rank is 1 + the number of rows that are
-significantly better, so that rows share a rank where the images cannot tell them apart. Several seeds: draws are averaged over the
-seeds, never pooled; their spread is the table's ±.
+Within a data set: the draws and the jackknife beside each record (harness/draws.py), which metrics/intervals.py turns into
+intervals. A draw holds the same images for every method, so the difference of two methods is taken draw by draw; it is called
+significant where its 95 % interval leaves out zero. Pairs are not adjusted for their number. A row's rank is 1 + the number of
+rows that are significantly better, so that rows share a rank where the images cannot tell them apart. Several seeds: draws are
+averaged over the seeds, never pooled; their spread is the table's ±.
 
-Over data sets: Wilcoxon's signed-rank test on the means of two methods, adjusted by Holm (Benavoli et al., JMLR 2016). Where so many
-pairs cannot reach p < 0.05 on so few data sets whatever was measured, the data sets are called not enough.
+Over data sets: Wilcoxon's signed-rank test on the means of two methods, adjusted by Holm (Benavoli et al., JMLR 2016). Where so
+many pairs cannot reach p < 0.05 on so few data sets whatever was measured, the data sets are called not enough.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from inpbench.harness.errors import RecordError
 from inpbench.harness.metrics import METRICS
-from inpbench.harness.metrics.intervals import Interval, Resampled, difference_interval, estimate, interval, p_of_zero
+from inpbench.harness.metrics.intervals import Estimate, Interval, Resampled, difference_interval, estimate, interval, p_of_zero
 from inpbench.harness.samples import DRAWS, JACKKNIFE
 
 if TYPE_CHECKING:
@@ -54,10 +54,15 @@ class Evidence:
             found.append(Resampled(draws, changes, self.labels[name]))
         return found or None
 
-    def interval(self, metric: str, value: float | None, category: str | None = None) -> Interval | None:
-        """95 % interval of a metric that was measured as `value`, as fractions; None where there are no draws of it."""
+    def estimate(self, metric: str, value: float | None, category: str | None = None) -> Estimate | None:
+        """What is known of a metric that was measured as `value`; None where there are no draws of it."""
         parts = self.parts(metric, category)
-        return None if parts is None or value is None else interval(estimate(metric, value, parts))
+        return None if parts is None or value is None else estimate(metric, value, parts)
+
+    def interval(self, metric: str, value: float | None, category: str | None = None) -> Interval | None:
+        """Its 95 % interval, as fractions."""
+        found = self.estimate(metric, value, category)
+        return None if found is None else interval(found)
 
 
 class Difference(NamedTuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from inpbench.harness.draws import Drawing, seed_of
 from inpbench.harness.errors import MetricError
 from inpbench.harness.families import families, rows_of
 from inpbench.harness.leaderboard import build_tables
-from inpbench.harness.metrics import METRICS
+from inpbench.harness.metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS
 from inpbench.harness.metrics.bootstrap import draw_metrics, pixel_counts
 from inpbench.harness.metrics.intervals import (
     LEAST_FREEDOM,
@@ -34,6 +36,7 @@ from inpbench.harness.rank_picture import cliques, draw
 from inpbench.harness.records import RecordStore
 from inpbench.harness.statistics import AcrossPair, Evidence, EvidenceStore, across, holm, least_datasets, mean_ranks, paired, ranks
 
+ROOT = Path(__file__).parents[1]
 IMAGES = {"bottle": tuple("abcdefgh"), "câble": tuple("ijklmnop")}
 
 
@@ -82,7 +85,7 @@ def test_degrees_of_freedom_fall_with_the_images_that_carry_the_error() -> None:
     many = estimate("p_ap", 0.9, [Resampled(still, rng.normal(size=400), labels)])
     assert 250 < many.freedom < 600
     few = estimate("p_ap", 0.9, [Resampled(still, np.where(np.arange(400) < 1, 0.01, 0.0), labels)])
-    assert few.freedom == LEAST_FREEDOM
+    assert few.freedom == LEAST_FREEDOM and few.few and not many.few
     noisy = Resampled(0.9 + 0.05 * rng.normal(size=4000), np.zeros(400), labels)
     assert estimate("p_ap", 0.9, [noisy]).error == pytest.approx(0.05, rel=0.05), "the larger of the two errors"
 
@@ -97,17 +100,23 @@ def test_the_mean_over_categories_adds_variances() -> None:
         values.append(drawn.measured["i_ap"])
     single = [estimate("i_ap", value, [part]) for value, part in zip(values, parts, strict=True)]
     mean = estimate("i_ap", float(np.mean(values)), parts)
-    assert mean.error == pytest.approx(math.sqrt(sum(one.error**2 for one in single)) / 3)
+    scatter = sum(one.error**2 - one.bias**2 for one in single) / 9
+    assert mean.error == pytest.approx(math.sqrt(scatter + mean.bias**2 / 3))
     assert mean.bias == pytest.approx(float(np.mean([one.bias for one in single])))
     assert mean.freedom > min(one.freedom for one in single)
 
 
 def test_the_centre_is_the_value_without_its_bias() -> None:
-    draws = np.random.default_rng(0).normal(0.72, 0.01, 2000)
-    found = estimate("p_f1max", 0.7, [Resampled(draws, np.zeros(60), np.arange(60) % 2)])
+    draws, images = np.random.default_rng(0).normal(0.52, 0.01, 2000), (np.zeros(60), np.arange(60) % 2)
+    found = estimate("p_ap", 0.5, [Resampled(draws, *images)])
     assert found.bias == pytest.approx(0.02, abs=1e-3)
+    assert found.error == pytest.approx(math.hypot(0.01, 0.02), rel=0.05), "a correction is uncertain by its own size"
     low, high = interval(found)
-    assert (low + high) / 2 == pytest.approx(0.68, abs=2e-3)
+    assert (low + high) / 2 == pytest.approx(0.48, abs=2e-3)
+    # The bias of a maximum falls with the root of the number of images: b (1 / sqrt(n / 2) - 1 / sqrt(n)) is in the draws.
+    assert estimate("p_f1max", 0.5, [Resampled(draws, *images)]).bias == pytest.approx(found.bias / (math.sqrt(2) - 1))
+    two = estimate("p_ap", 0.5, [Resampled(draws, *images)] * 2)
+    assert two.error == pytest.approx(found.error / math.sqrt(2)) and two.bias == pytest.approx(found.bias)
 
 
 def test_a_flawless_category_has_a_one_sided_interval() -> None:
@@ -261,7 +270,7 @@ def test_leaderboard_with_intervals(tmp_path: Path) -> None:
     assert [by_name[name]["i_auroc_rank"] for name in "abcd"] == [1, 1, 3, None]
     assert by_name["a"]["i_auroc_low"] < 0.9 < by_name["a"]["i_auroc_high"] and by_name["d"]["i_auroc_low"] is None
     cell = table.rows[[row["method"] for row in table.data].index("c")][2]
-    assert cell.second.startswith("[") and cell.second.endswith("] #3")
+    assert cell.second.startswith("~[") and cell.second.endswith("] #3")
     assert any("run without intervals" in text for _, text in table.footnotes)
     [plain] = build_tables(store.all())
     assert "i_auroc_low" not in plain.data[0]
@@ -350,3 +359,49 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     board = bench("leaderboard", "--results", str(tmp_path), "--intervals", "--json")
     assert board.json()[0]["rows"][0]["i_auroc_low"] is not None
     assert bench("compare", "--results", str(tmp_path / "none")).code == 4
+
+
+# --- simulation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def simulation() -> Any:
+    spec = importlib.util.spec_from_file_location("coverage_simulation", ROOT / "benchmarks" / "coverage.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["coverage_simulation"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def chance(sets: int) -> float:
+    """Two Monte-Carlo standard errors of a coverage of 95 %."""
+    return 2 * math.sqrt(0.95 * 0.05 / sets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "quality", "images", "sets"), [("even", 0.8, 60, 400), ("wide", 0.95, 60, 400), ("pixels", 3.0, 30, 150)]
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(simulation: Any, kind: str, quality: float, images: int, sets: int) -> None:
+    """93 to 97 % within Monte-Carlo error, for every metric."""
+    found = simulation.coverage(simulation.Case(kind, quality, images, images * 3 // 2), sets, draws=200)
+    assert set(found) == set(PIXEL_METRICS if kind == "pixels" else IMAGE_METRICS)
+    for metric, count in found.items():
+        held = 1 - (count.above + count.below) / sets
+        assert 0.93 - chance(sets) <= held <= 0.97 + chance(sets), (metric, held)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "quality", "images", "sets"), [("mixed", 0.95, 60, 400), ("pixels", 3.0, 20, 120)])
+def test_equal_methods_differ_in_five_per_cent_and_better_ones_more(
+    simulation: Any, kind: str, quality: float, images: int, sets: int
+) -> None:
+    case = simulation.Case(kind, quality, images, images * 3 // 2)
+    for metric, share in simulation.told_apart(case, case, sets, draws=200).items():
+        assert share <= 0.07 + chance(sets), (metric, share)
+    if kind == "mixed":
+        better = simulation.told_apart(
+            case._replace(kind="even", quality=0.85), case._replace(kind="even", quality=0.95), 60, draws=200
+        )
+        assert min(better.values()) > 0.8

@@ -5,8 +5,8 @@ apart (stratified by label). A draw is a weight an image: with the pixel counts 
 draws are one matrix product, and every metric follows from cumulative sums over the bins as in `curve`. The bins are quantiles of
 the normal and of the anomalous scores; while there are at most K different scores, every score is a bin and a draw is exact.
 
-Beside the draws stand the metrics with each image left out (jackknife): a weight of zero, its class keeping its weight. What follows
-from both is in `intervals`. Nothing here changes a value of `CategoryMetrics`.
+Beside the draws stand the metrics with each image left out (jackknife): a weight of zero, its class keeping its weight. What
+follows from both is in `intervals`. Nothing here changes a value of `CategoryMetrics`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """95 % intervals and p values from bootstrap draws and a jackknife, apart from the counting: what reads records needs no more.
 
-What is estimated is the metric of the population: of all images of this kind, normal and anomalous ones mixed as in the test set
-(F1max: the largest F1 over thresholds of the population). The draws say how far a metric is off on average, which is taken away
-from the centre (best-threshold F1 is optimistic on few images), and how it scatters. Leaving out one image at a time says the
-latter again, and on how few images that knowledge rests: the larger of the two is the standard error, and Student's t with
-Satterthwaite's degrees of freedom takes the place of the normal distribution. A metric's interval is made on the logit scale, so
-that it lies in (0, 1) and is longer to the side where there is room; that of a difference is symmetric.
+What is estimated is the metric of the population: of all images of this kind, normal and anomalous ones mixed as in the test
+set (F1max: the largest F1 over thresholds of the population). The draws say how far a metric is off on average, which is taken
+away from the centre (best-threshold F1 is optimistic on few images) and counts as uncertain by its own size, and how it
+scatters. Leaving out one image at a time says the latter again, and on how few images that knowledge rests: the larger of the
+two is the standard error, and Student's t with Satterthwaite's degrees of freedom takes the place of the normal distribution. A
+metric's interval is made on the logit scale, so that it lies in (0, 1) and is longer to the side where there is room; that of a
+difference is symmetric.
 
 `benchmarks/coverage.py` measures how often the truth is inside; docs/protocols/statistics.md says where it is not 95 %.
 """
@@ -24,6 +25,10 @@ from inpbench.harness.errors import MetricError
 DRAWS = 1000
 LEVEL = 0.95
 LEAST_FREEDOM = 3.0  # the smallest whole number for which Student's t has a variance
+FEW = 10.0  # degrees of freedom below which a table says that an interval rests on few images
+# A draw is as noisy as half as many images: draws lie above the value by what halving the images adds to its bias. A bias that
+# falls with 1 / n is just that; that of a maximum over a flat stretch of thresholds falls with 1 / sqrt(n), and is 2.4 times that.
+_OF_A_MAXIMUM = 1 / (math.sqrt(2) - 1)
 _ROUNDING = 1e-18  # variances below are those of sums in floats
 
 Vector = NDArray[np.float64]
@@ -61,12 +66,18 @@ class Estimate(NamedTuple):
         """The value without its bias."""
         return self.value - self.bias
 
+    @property
+    def few(self) -> bool:
+        """Whether the doubt rests on few images, or none."""
+        return self.error == 0 or self.freedom < FEW
+
     def hidden(self, level: float) -> float:
         """Where nothing scatters: by how much images that behave otherwise may move the metric without one of them in the test set.
 
         A share s of them stays unseen in n images with probability (1 - s) ** n.
         """
-        return (1 - ((1 - level) / 2) ** (1 / self.images)) / self.parts
+        unseen: float = 1 - ((1 - level) / 2) ** (1 / self.images)
+        return unseen / self.parts
 
 
 def estimate(metric: str, value: float, parts: Sequence[Resampled]) -> Estimate:
@@ -77,12 +88,15 @@ def estimate(metric: str, value: float, parts: Sequence[Resampled]) -> Estimate:
         float(np.mean([2 * mean / (1 + mean) for part in parts for mean in [part.labels.mean()]])) if metric == "i_f1max" else 0.0
     )
     spreads = [_spread(part) for part in parts]
-    bias = sum(mean for mean, _, _ in spreads) / len(parts) - value
+    rate = _OF_A_MAXIMUM if metric.endswith("f1max") else 1.0
+    bias = rate * (sum(mean for mean, _, _ in spreads) / len(parts) - value)
     total, images = sum(variance for _, variance, _ in spreads), min(_smaller_class(part) for part in parts)
     if total <= _ROUNDING:
         return Estimate(value, 0.0, 0.0, math.inf, images, len(parts), chance, floor)
     freedom = total**2 / sum(variance**2 / degrees for _, variance, degrees in spreads)
-    return Estimate(value, bias, math.sqrt(total) / len(parts), freedom, images, len(parts), chance, floor)
+    # Each category's correction is uncertain by its own size, and for itself.
+    error = math.hypot(math.sqrt(total) / len(parts), bias / math.sqrt(len(parts)))
+    return Estimate(value, bias, error, freedom, images, len(parts), chance, floor)
 
 
 def _spread(part: Resampled) -> tuple[float, float, float]:
@@ -114,7 +128,7 @@ def _smaller_class(part: Resampled) -> int:
 def interval(found: Estimate, level: float = LEVEL) -> Interval:
     """The interval of a metric, inside [0, 1]. Raises `MetricError` for a level outside (0, 1).
 
-    Where nothing scatters (a flawless category, say), its far end is where so many images would have shown a hidden share of others.
+    Where nothing scatters (a flawless category, say), its far end is where so many images would have shown the others among them.
     """
     _check(level)
     if found.error == 0:

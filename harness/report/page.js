@@ -96,7 +96,8 @@ function metricCell(row, metric, best) {
   }, text));
   if (row[`${metric}_low`] !== null && row[`${metric}_low`] !== undefined) {
     const rank = row[`${metric}_rank`];
-    cell.append(make("span", { class: "small" }, `${percent(row[`${metric}_low`], 1)} – ${percent(row[`${metric}_high`], 1)}${rank ? `  #${rank}` : ""}`));
+    const few = row[`${metric}_few_images`];
+    cell.append(make("span", { class: "small", title: few ? "rests on few images" : null }, `${few ? "~" : ""}${percent(row[`${metric}_low`], 1)} – ${percent(row[`${metric}_high`], 1)}${rank ? `  #${rank}` : ""}`));
   }
   return cell;
 }
