@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inpbench.harness.atomic import write_text
-from inpbench.harness.samples import DRAWS
 from inpbench.harness.small_files import read_bytes
 
 if TYPE_CHECKING:
@@ -31,7 +30,9 @@ class CategoryResult:
     undefined: dict[str, str]  # metric -> why it has no value
     bounds: dict[str, float]  # metric -> largest error of the streamed value
     counts: dict[str, int]  # normal, anomalous
-    samples: dict[str, list[Any]]  # image, score, label: one entry an image, in the manifest's order; draws (7, D)
+    samples: dict[
+        str, list[Any]
+    ]  # image, score, label: one entry an image, in the manifest's order; draws (7, D), jackknife (7, I)
     images: int
     predict_s: float
     enter_s: float = 0.0  # of `enter` and `consult`, where the method has them
@@ -59,15 +60,15 @@ class CategoryResult:
 
 
 def result_of(values: MetricValues, samples: dict[str, list[Any]], drawing: Drawing | None, *, predict_s: float) -> CategoryResult:
-    """The result of a category whose images are all counted. samples: image, score and label; the draws are added to it."""
+    """The result of a category whose images are all counted. samples: image, score, label; draws and jackknife are added to it."""
     labels = np.asarray(samples["label"])
-    drawn = drawing.finish(np.asarray(samples["score"]), labels) if drawing is not None else None
+    drawn = drawing.finish(np.asarray(samples["score"]), labels, values.values) if drawing is not None else None
     return CategoryResult(
         metrics=dict(values.values),
         undefined=dict(values.undefined),
         bounds=dict(values.bounds),
         counts={"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())},
-        samples=samples if drawn is None else samples | {DRAWS: drawn},
+        samples=samples if drawn is None else samples | drawn,
         images=len(labels),
         predict_s=predict_s,
     )

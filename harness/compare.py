@@ -14,7 +14,7 @@ from inpbench.harness.families import Family, Row, families, rows_of
 from inpbench.harness.leaderboard import names_of
 from inpbench.harness.metrics import METRICS
 from inpbench.harness.records import Record, canonical_json
-from inpbench.harness.statistics import ALPHA, LEAST_DATASETS, EvidenceStore, across, mean_ranks, paired
+from inpbench.harness.statistics import ALPHA, EvidenceStore, across, least_datasets, mean_ranks, paired
 from inpbench.harness.tables import MISSING, Cell, Column, Table
 
 _SAME = ("setting", "setting_version", "shots", "scoring", "metrics", "limit")
@@ -72,8 +72,7 @@ def _add_pair(table: Table, rows: tuple[Row, Row], names: tuple[str, str], metri
     else:
         outcome = paired(found[0], found[1], metric, values)
         if not isinstance(outcome, str):
-            better = names[0] if outcome.value > 0 else names[1]
-            verdict = f"{better} is better" if outcome.significant else "no difference shown"
+            verdict = f"{names[outcome.better < 0]} is better" if outcome.better else "no difference shown"
             numbers = [f"{100 * number:+.2f}" for number in (outcome.value, *outcome.interval)]
             table.rows.append([Cell(text) for text in (*names, *numbers, f"{outcome.p:.3f}", verdict)])
             interval = {"low": outcome.interval.low, "high": outcome.interval.high}
@@ -112,6 +111,14 @@ def overall(records: Iterable[Record], metric: str) -> list[Overall]:
     return [item for item in found if len(item.scores) > 1]
 
 
+def too_few_datasets(group: Overall) -> str:
+    """Why there is no test."""
+    methods = len(group.scores)
+    pairs = methods * (methods - 1) // 2
+    needed = least_datasets(methods)
+    return f"not enough data sets for a test of {pairs} pair{'s' * (pairs > 1)}: {len(group.datasets)}, at least {needed}"
+
+
 def overall_table(group: Overall, metric: str) -> Table:
     """Mean ranks, and each pair by Wilcoxon with Holm's adjustment, or why there is no test."""
     title = METRICS[metric].title
@@ -125,7 +132,7 @@ def overall_table(group: Overall, metric: str) -> Table:
     table.caption.append("Mean rank: " + ", ".join(f"{name} {rank:.2f}" for name, rank in sorted(ranks.items(), key=_second)))
     pairs = across(group.scores)
     if not pairs:
-        table.below.append(f"not enough data sets for a test: {len(group.datasets)}, at least {LEAST_DATASETS}")
+        table.below.append(too_few_datasets(group))
     for pair in pairs:
         better = pair.first if pair.difference > 0 else pair.second
         verdict = f"{better} is better" if pair.adjusted < ALPHA else "no difference shown"

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from inpbench.harness.statistics import EvidenceStore
 
 EXPLANATION = (
-    "[low, high] is the 95% interval for other test images of the same kind (bootstrap of whole images); rows share a rank # where "
-    "the same images cannot tell them apart; pairs are not adjusted for their number"
+    "[low, high] is the 95% interval for other test images of the same kind (bootstrap of whole images); ~ where it rests on few "
+    "images (docs: statistics); rows share a rank # where the same images cannot tell them apart; pairs are not adjusted"
 )
 
 
@@ -22,17 +22,21 @@ class Doubt(NamedTuple):
     interval: Interval | None
     rank: int  # with ties; 0 for a row that is not ranked
     reason: str  # why there is no interval
+    few: bool = False  # whether it rests on few images
 
     def __str__(self) -> str:
         if self.interval is None:
             return ""
-        return f"[{100 * self.interval.low:.2f}, {100 * self.interval.high:.2f}]" + (f" #{self.rank}" if self.rank else "")
+        return f"{'~' * self.few}[{100 * self.interval.low:.2f}, {100 * self.interval.high:.2f}]" + (
+            f" #{self.rank}" if self.rank else ""
+        )
 
 
 def doubts_of(rows: Sequence[Row], metric: str, category: str | None, evidence: EvidenceStore | None) -> list[Doubt | None]:
     """Of each row's metric; rows whose checkpoint was chosen on the test set have no rank and take none from others."""
     if evidence is None:
         return [None] * len(rows)
+    from inpbench.harness.metrics.intervals import interval
     from inpbench.harness.statistics import ranks
 
     found = [evidence.of(row) for row in rows]
@@ -41,14 +45,15 @@ def doubts_of(rows: Sequence[Row], metric: str, category: str | None, evidence: 
     doubts: list[Doubt | None] = []
     for row, mine, place in zip(rows, found, places, strict=True):
         reasons = [evidence.reasons[record.id] for record in row.records if record.id in evidence.reasons]
-        interval = None if mine is None else mine.interval(metric, row.mean(metric, category), category)
-        doubts.append(Doubt(interval, place if interval else 0, next(iter(reasons), "too few images to draw from")))
+        known = None if mine is None else mine.estimate(metric, row.mean(metric, category), category)
+        reason = next(iter(reasons), "too few images to draw from")
+        doubts.append(Doubt(None, 0, reason) if known is None else Doubt(interval(known), place, "", known.few))
     return doubts
 
 
 def doubt_data(doubt: Doubt | None, prefix: str) -> dict[str, Any]:
-    """The same for programs, under `prefix`low, high and rank; nothing where no evidence was asked for."""
+    """The same for programs, under `prefix`low, high, rank and few_images; nothing where no evidence was asked for."""
     if doubt is None:
         return {}
     low, high = doubt.interval or (None, None)
-    return {f"{prefix}low": low, f"{prefix}high": high, f"{prefix}rank": doubt.rank or None}
+    return {f"{prefix}low": low, f"{prefix}high": high, f"{prefix}rank": doubt.rank or None, f"{prefix}few_images": doubt.few}

@@ -1,4 +1,4 @@
-"""The bootstrap of one category while it is tested: maps and masks go to a file, and the draws are made when all are there.
+"""The bootstrap of one category while it is tested: maps and masks go to a file; draws and jackknife are made when all are there.
 
 The images of a draw depend on the data alone (`seed_of`): every method that is tested on the same images is measured on the same
 1,000 draws, which is what makes two of them comparable in pairs (harness/statistics.py). 320 KiB of disk an image until the
@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 import tempfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from inpbench.harness.metrics import METRICS
+from inpbench.harness.metrics import METRICS, intervals
 from inpbench.harness.metrics.bootstrap import draw_metrics, pixel_counts
-from inpbench.harness.metrics.intervals import DRAWS
+from inpbench.harness.samples import DRAWS, JACKKNIFE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,10 +80,14 @@ class Drawing:
         except OSError as error:
             self._give_up(error)
 
-    def finish(self, scores: NDArray[Any], labels: NDArray[Any]) -> list[list[float]] | None:
-        """METRICS in every draw, (7, D) with NaN for a metric without a value; None without labels, or without room on the disk.
+    def finish(
+        self, scores: NDArray[Any], labels: NDArray[Any], measured: Mapping[str, float | None]
+    ) -> dict[str, list[list[float]]] | None:
+        """The arrays of harness/samples.py: METRICS in every draw (7, D), and with each image left out (7, I), NaN for no value.
 
-        scores, labels: (I,) of all images in the order of `add`.
+        scores, labels: (I,) of all images in the order of `add`. measured: the metrics of the category: draws are counted in bins
+        and by the exact definition, and are moved by what that differs from the value they belong to. None without labels, or
+        without room on the disk.
         """
         if not self._files or not np.isin(labels, (0, 1)).all():
             return None
@@ -98,9 +103,14 @@ class Drawing:
             maps: NDArray[np.float32] = np.memmap(self._files[0], np.float32, "r", shape=shape)
             masks: NDArray[np.bool_] = np.memmap(self._files[1], np.bool_, "r", shape=shape)
             counts = pixel_counts(maps, masks)
-        drawn = draw_metrics(scores, labels, counts, has_pixels, seed=self._seed).values
-        rows = [drawn.get(metric, np.full(DRAWS, np.nan)) for metric in METRICS]
-        return [row.astype(np.float32).tolist() for row in rows]
+        drawn = draw_metrics(scores, labels, counts, has_pixels, seed=self._seed)
+        values, left_out = np.full((len(METRICS), intervals.DRAWS), np.nan), np.full((len(METRICS), len(labels)), np.nan)
+        for row, metric in enumerate(METRICS):
+            value = measured.get(metric)
+            if metric in drawn.values and value is not None:
+                values[row] = np.clip(drawn.values[metric] + (value - drawn.measured[metric]), 0, 1)
+                left_out[row] = drawn.changes[metric]
+        return {DRAWS: values.astype(np.float32).tolist(), JACKKNIFE: left_out.astype(np.float32).tolist()}
 
     def close(self) -> None:
         """Drop the temporary files."""

@@ -12,6 +12,7 @@ from html import escape
 from inpbench.harness.statistics import ALPHA, AcrossPair
 
 WIDTH, _MARGIN, _LINE = 720, 190, 22
+_LETTERS = 24  # of a name beside the scale; longer ones end in an ellipsis, and are whole in its title
 
 
 def draw(ranks: Mapping[str, float], pairs: Sequence[AcrossPair], title: str) -> str:
@@ -40,7 +41,8 @@ def draw(ranks: Mapping[str, float], pairs: Sequence[AcrossPair], title: str) ->
         y = top + _LINE * (row + 0.5)
         end, anchor = (_MARGIN - 12, "end") if left else (WIDTH - _MARGIN + 12, "start")
         parts.append(f'<polyline points="{x(rank):.1f},48 {x(rank):.1f},{y:.1f} {end},{y:.1f}" fill="none" stroke-width="1"/>')
-        text = f"{escape(name)} ({rank:.2f})"
+        short = name if len(name) <= _LETTERS else name[: _LETTERS - 8] + "…" + name[-7:]
+        text = f"<title>{escape(name)}</title>{escape(short)} ({rank:.2f})"
         parts.append(f'<text x="{end + (-4 if left else 4)}" y="{y + 4:.1f}" text-anchor="{anchor}" stroke="none">{text}</text>')
     for index, (first, last) in enumerate(bars):
         at = 57 + 10 * index

@@ -1,8 +1,9 @@
 """The scores of single images, kept beside a record: what a new metric, a bootstrap or a histogram is computed from later.
 
 One `.npz` a record, read without pickle: `categories` and, for the i-th of them, `image_i` (N,) paths, `score_i` (N,) float64 and
-`label_i` (N,) int8, and where a bootstrap was drawn `draws_i` (7, D) float32: METRICS in every draw, NaN for a metric without a
-value. The same scores always give the same bytes, so that their hash can stand in the record.
+`label_i` (N,) int8. Where a bootstrap was drawn, `draws_i` (7, D) float32: METRICS in every draw, NaN for a metric without a value;
+and, since the intervals use it, `jackknife_i` (7, N) float32: what leaving out each image adds to METRICS, NaN where it is not left
+out by itself. The same scores always give the same bytes, so that their hash can stand in the record.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _KEYS = ("image", "score", "label")
 LARGEST = 1 << 30  # bytes of all arrays together; a path of 100 characters takes 400 of them, before it is packed
 DRAWS = "draws"
+JACKKNIFE = "jackknife"
+_TABLES = (DRAWS, JACKKNIFE)
 
 
 def pack(samples: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
@@ -35,15 +38,16 @@ def pack(samples: Mapping[str, Mapping[str, Sequence[Any]]]) -> bytes:
         arrays[f"image_{index}"] = np.asarray(list(table["image"]), dtype=np.str_)
         arrays[f"score_{index}"] = np.asarray(table["score"], dtype=np.float64)
         arrays[f"label_{index}"] = np.asarray(table["label"], dtype=np.int8)
-        if DRAWS in table:
-            arrays[f"{DRAWS}_{index}"] = np.asarray(table[DRAWS], dtype=np.float32)
+        for key in _TABLES:
+            if key in table:
+                arrays[f"{key}_{index}"] = np.asarray(table[key], dtype=np.float32)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
 def unpack(data: bytes, name: str) -> Samples:
-    """The inverse of `pack`: (N,) arrays of str, float64 and int8, and the draws where there are any.
+    """The inverse of `pack`: (N,) arrays of str, float64 and int8, and the draws and the jackknife where there are any.
 
     `name` stands in the `RecordError` for anything else.
     """
@@ -60,7 +64,7 @@ def unpack(data: bytes, name: str) -> Samples:
                 raise ValueError("its categories are no list of names")
             found = {}
             for index, category in enumerate(categories):
-                keys = (*_KEYS, DRAWS) if f"{DRAWS}_{index}" in arrays else _KEYS
+                keys = (*_KEYS, *(key for key in _TABLES if f"{key}_{index}" in arrays))
                 found[str(category)] = table = {key: arrays[f"{key}_{index}"] for key in keys}
                 _check(str(category), table)
             return found
@@ -79,6 +83,6 @@ def _check(category: str, table: Mapping[str, np.ndarray[Any, Any]]) -> None:
         raise ValueError(
             f"{category}: {image.shape} images, {score.shape} scores, {label.shape} labels, or a score that is no number"
         )
-    draws = table.get(DRAWS)
-    if draws is not None and (draws.dtype != np.float32 or draws.ndim != 2):
-        raise ValueError(f"{category}: draws of {draws.dtype} in {draws.ndim} dimensions")
+    for key in _TABLES:
+        if key in table and (table[key].dtype != np.float32 or table[key].ndim != 2):
+            raise ValueError(f"{category}: {key} of {table[key].dtype} in {table[key].ndim} dimensions")

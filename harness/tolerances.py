@@ -1,8 +1,8 @@
 """Tolerances learned from repeated runs: how far a number may move when nothing but chance has changed.
 
 A change of the code that alters no mathematics may still draw other random numbers, as another seed does. So the spread over seeds
-is the noise: with n runs of mean m and standard deviation s, one more run lies within m +- t(n - 1) s sqrt(1 + 1/n) at LEVEL. The
-tolerance of a baseline is that half width, but not below FLOOR: a few equal runs do not prove that nothing can move.
+is the noise. A baseline is one run, and it is compared with one other: with n runs of standard deviation s, they differ by at most
+t(n - 1) s sqrt(2) at LEVEL. That is the tolerance, but not below FLOOR: a few equal runs do not prove that nothing can move.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def learn(store: RecordStore, folder: Path, runs: int, **filters: Any) -> list[P
 
 
 def half_width(values: list[float]) -> float:
-    """The prediction interval's half width for one more value, at LEVEL; at least FLOOR."""
+    """How far one more run may lie from one run at LEVEL, learned from `values`; at least FLOOR."""
     from scipy import stats
 
     count = len(values)
     quantile = float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
-    return max(FLOOR, quantile * statistics.stdev(values) * math.sqrt(1 + 1 / count))
+    return max(FLOOR, quantile * statistics.stdev(values) * math.sqrt(2))
 
 
 def _repeated(baseline: Baseline, entry: Entry, records: list[Record]) -> list[Record]:

@@ -5,13 +5,13 @@ apart (stratified by label). A draw is a weight an image: with the pixel counts 
 draws are one matrix product, and every metric follows from cumulative sums over the bins as in `curve`. The bins are quantiles of
 the normal and of the anomalous scores; while there are at most K different scores, every score is a bin and a draw is exact.
 
-Percentile intervals, which are too narrow for a few images: below about 20 of a class, read them as a lower limit of the doubt.
-Nothing here changes a value of `CategoryMetrics`.
+Beside the draws stand the metrics with each image left out (jackknife): a weight of zero, its class keeping its weight. What
+follows from both is in `intervals`. Nothing here changes a value of `CategoryMetrics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from inpbench.harness.errors import MetricError
 from inpbench.harness.metrics import AUPRO_LIMIT, IMAGE_METRICS, PIXEL_METRICS
-from inpbench.harness.metrics.intervals import DRAWS, LEVEL, Interval, interval
+from inpbench.harness.metrics.intervals import DRAWS, LEVEL, Interval, Resampled, estimate, interval
 from inpbench.harness.metrics.regions import MaskRuns
 
 BINS = 1024
 _BLOCK = 64  # draws evaluated at a time: their curves stay in a processor's cache
 _SAMPLE = 1 << 19  # scores that the quantiles of a class are taken from
+_LEFT_OUT = 250  # jackknife: at most so many groups of images a class, of one image each where there are no more
 
 Matrix = NDArray[np.float64]
 
@@ -116,10 +117,31 @@ def draw_weights(labels: NDArray[Any], draws: int, seed: int) -> Matrix:
     return weights
 
 
-class Draws(NamedTuple):
-    """Metric name to its value in every draw (D,), and to the reason for those without."""
+def left_out_weights(labels: NDArray[Any]) -> tuple[Matrix, NDArray[np.int64]]:
+    """The jackknife's weights (G, I), and the first image (G,) of each group that is left out.
 
-    values: dict[str, NDArray[np.float64]]
+    The rest of the group's class weighs as much as the class did. A group is one image, or several of one class where it has many.
+    """
+    rows, first = [], []
+    for label in (0, 1):
+        members = np.flatnonzero(labels == label)
+        groups = -(-members.size // max(1, -(-members.size // _LEFT_OUT)))
+        for group in range(groups if groups > 1 else 0):
+            without = members[group::groups]
+            row = np.ones(labels.size)
+            row[members] = members.size / (members.size - without.size)
+            row[without] = 0
+            rows.append(row)
+            first.append(without[0])
+    return np.array(rows).reshape(-1, labels.size), np.array(first, np.int64)
+
+
+class Draws(NamedTuple):
+    """Of each metric that has draws; and the reason for those without."""
+
+    values: dict[str, NDArray[np.float64]]  # (D,) in every draw
+    changes: dict[str, NDArray[np.float64]]  # (I,) what leaving out image i adds; NaN: not left out by itself
+    measured: dict[str, float]  # of the images as they are, in the same bins
     undefined: dict[str, str]
 
 
@@ -149,19 +171,36 @@ def draw_metrics(
     if counts is not None and (members.shape != scores.shape or counts.regions.size != members.sum()):
         raise MetricError(f"{counts.regions.size} images are counted, {members.sum()} have pixels.", "Count each one once.")
     weights = draw_weights(labels, draws, seed)
-    found: dict[str, NDArray[np.float64]] = {}
-    undefined = dict.fromkeys(IMAGE_METRICS, _too_few(labels, both=True))
-    if not undefined["i_auroc"]:
-        found |= image_draws(scores, labels, weights)
+    found = Draws({}, {}, {}, dict.fromkeys(IMAGE_METRICS, _too_few(labels, both=True)))
+    if not found.undefined["i_auroc"]:
+        _add(found, lambda rows: image_draws(scores, labels, rows), weights, labels, np.ones(labels.size, np.bool_))
     reason = "no image has pixel ground truth" if counts is None else _too_few(labels[members]) or _one_class(counts)
-    undefined |= dict.fromkeys(PIXEL_METRICS, reason)
+    found.undefined.update(dict.fromkeys(PIXEL_METRICS, reason))
     if counts is not None and not reason:
-        pixels = pixel_draws(counts, weights[:, members])
+        some = counts
+        _add(found, lambda rows: pixel_draws(some, rows), weights, labels, members)
         # An anomalous image may have an empty mask: where only such are drawn, a draw has no value.
-        empty = int(np.isnan(pixels["p_auroc"]).sum())
-        undefined |= dict.fromkeys(PIXEL_METRICS, f"{empty} draws hold no anomalous or no normal pixel" if empty else "")
-        found |= {} if empty else pixels
-    return Draws(found, {name: why for name, why in undefined.items() if why})
+        empty = int(np.isnan(found.values["p_auroc"]).sum())
+        if empty:
+            found.undefined.update(dict.fromkeys(PIXEL_METRICS, f"{empty} draws hold no anomalous or no normal pixel"))
+            for table in (found.values, found.changes, found.measured):
+                for metric in PIXEL_METRICS:
+                    del table[metric]
+    return found._replace(undefined={name: why for name, why in found.undefined.items() if why})
+
+
+def _add(
+    found: Draws, metrics: Callable[[Matrix], dict[str, Matrix]], weights: Matrix, labels: NDArray[Any], members: NDArray[np.bool_]
+) -> None:
+    """Add draws and jackknife of the metrics of the images that are `members` (I,). labels: (I,); weights: (D, I)."""
+    without, first = left_out_weights(labels[members])
+    whole = metrics(np.ones((1, int(members.sum()))))
+    drawn, left = metrics(weights[:, members]), metrics(without)
+    for metric, value in whole.items():
+        found.values[metric] = drawn[metric]
+        found.measured[metric] = float(value[0])
+        found.changes[metric] = changes = np.full(labels.size, np.nan)
+        changes[np.flatnonzero(members)[first]] = left[metric] - value[0]
 
 
 def bootstrap(
@@ -176,7 +215,9 @@ def bootstrap(
 ) -> Intervals:
     """Intervals of the metrics of one category; arguments and errors of `draw_metrics`."""
     drawn = draw_metrics(scores, labels, counts, has_pixels, seed=seed, draws=draws)
-    return Intervals({name: interval(values, level=level) for name, values in drawn.values.items()}, drawn.undefined)
+    parts = {name: Resampled(values, drawn.changes[name], np.asarray(labels)) for name, values in drawn.values.items()}
+    found = {name: interval(estimate(name, drawn.measured[name], [part]), level) for name, part in parts.items()}
+    return Intervals(found, drawn.undefined)
 
 
 def _too_few(labels: NDArray[Any], both: bool = False) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inpbench.harness.compare import overall, overall_table, pair_tables
+from inpbench.harness.compare import overall, overall_table, pair_tables, too_few_datasets
 from inpbench.harness.errors import RecordError
 from inpbench.harness.families import Family, Row, families, rows_of
 from inpbench.harness.kept_maps import KeptMaps, read_inputs, read_maps
@@ -23,7 +23,7 @@ from inpbench.harness.metrics.bootstrap import pixel_counts
 from inpbench.harness.rank_picture import draw
 from inpbench.harness.report.curves import histogram, image_curves, pixel_curves
 from inpbench.harness.report.gallery import choose, input_picture, map_picture
-from inpbench.harness.statistics import LEAST_DATASETS, EvidenceStore, across, mean_ranks
+from inpbench.harness.statistics import EvidenceStore, across, mean_ranks
 
 if TYPE_CHECKING:
     from inpbench.harness.records import Record, RecordStore
@@ -169,7 +169,7 @@ def _overall(records: Sequence[Record]) -> list[dict[str, Any]]:
                 "title": f"{METRICS[RANKED_BY].title} over data sets: {group.title}",
                 "datasets": group.datasets,
                 "pairs": table.data,
-                "note": f"not enough data sets for a test: {len(group.datasets)}, at least {LEAST_DATASETS}" if not pairs else "",
+                "note": too_few_datasets(group) if not pairs else "",
                 "picture": draw(ranks, pairs, title),
             }
         )

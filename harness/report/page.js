@@ -26,7 +26,11 @@ function shape(tag, attributes, text) {
 const percent = (value, digits = 2) => (value === null || value === undefined ? "–" : (100 * value).toFixed(digits));
 const signed = (value) => (value >= 0 ? "+" : "−") + Math.abs(100 * value).toFixed(2);
 const number = (value, digits = 1) => (value === null || value === undefined ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits }));
-const dot = (row) => make("span", { class: "swatch", style: `background:${colour(row)}` });
+// Beyond eight methods a colour comes again, dashed in pictures and round beside names.
+const again = (row) => Math.floor(NAMES.indexOf(row.name) / COLOURS.length);
+const dashes = (row) => ["none", "7 4", "2 3"][again(row) % 3];
+const brief = (name) => (name.length > 24 ? `${name.slice(0, 16)}…${name.slice(-7)}` : name);
+const dot = (row) => make("span", { class: again(row) % 2 ? "swatch round" : "swatch", style: `background:${colour(row)}` });
 
 // --- the record behind a number -------------------------------------------------------------------------------------
 
@@ -51,7 +55,7 @@ function table(columns, rows, sorted = -1) {
   const body = make("tbody");
   const heads = columns.map((column, index) => {
     const button = make("button", { type: "button", onclick: () => sort(index) }, column.title);
-    return make("th", { scope: "col", class: column.left ? "left" : null }, button);
+    return make("th", { scope: "col", class: [column.left ? "left" : "", column.narrow ? "column" : ""].join(" ").trim() || null }, button);
   });
   let direction = -1;
   function sort(index, again = true) {
@@ -92,7 +96,8 @@ function metricCell(row, metric, best) {
   }, text));
   if (row[`${metric}_low`] !== null && row[`${metric}_low`] !== undefined) {
     const rank = row[`${metric}_rank`];
-    cell.append(make("span", { class: "small" }, `${percent(row[`${metric}_low`], 1)} – ${percent(row[`${metric}_high`], 1)}${rank ? `  #${rank}` : ""}`));
+    const few = row[`${metric}_few_images`];
+    cell.append(make("span", { class: "small", title: few ? "rests on few images" : null }, `${few ? "~" : ""}${percent(row[`${metric}_low`], 1)} – ${percent(row[`${metric}_high`], 1)}${rank ? `  #${rank}` : ""}`));
   }
   return cell;
 }
@@ -108,7 +113,7 @@ function leaderboard(family, rows) {
 
 function costs(rows) {
   return table([
-    { title: "Method", left: true, value: (row) => row.name, cell: (row) => make("span", {}, dot(row), row.name) },
+    { title: "Method", left: true, name: true, value: (row) => row.name, cell: (row) => make("span", {}, dot(row), row.name) },
     { title: "Input", value: (row) => row.input, cell: (row) => row.input },
     { title: "Encoder", left: true, value: (row) => row.encoder, cell: (row) => row.encoder || "–" },
     { title: "Training (s)", value: (row) => row.fit_s, cell: (row) => number(row.fit_s) },
@@ -126,22 +131,24 @@ function byCategory(family, rows, metric) {
   const [low, high] = [Math.min(...known), Math.max(...known)];
   const columns = [{ title: "Category", left: true, value: (line) => line.category ?? "mean", cell: (line) => (line.category === null ? make("b", {}, "mean") : line.category) }];
   rows.forEach((row, place) => columns.push({
-    title: row.name, value: (line) => line.values[place],
+    title: row.name, narrow: true, value: (line) => line.values[place],
     cell: (line) => make("button", { class: "value" + (rows.length > 1 && line.values[place] === Math.max(...line.values.map((v) => v ?? -1)) ? " best" : ""), type: "button", onclick: () => showRecords(row.records) }, percent(line.values[place])),
     style: (line) => (line.values[place] === null || line.values[place] === undefined ? null : `background: rgb(var(--heat) / ${(0.22 * (high > low ? (high - line.values[place]) / (high - low) : 0)).toFixed(3)})`),
   }));
   return table(columns, lines);
 }
 
+const LONG = 12; // lines of pairs that stand open
 function pairs(list) {
-  return table([
-    { title: "First", left: true, value: (row) => row.first, cell: (row) => row.first },
-    { title: "Second", left: true, value: (row) => row.second, cell: (row) => row.second },
+  const lines = table([
+    { title: "First", left: true, name: true, value: (row) => row.first, cell: (row) => row.first },
+    { title: "Second", left: true, name: true, value: (row) => row.second, cell: (row) => row.second },
     { title: "Difference", value: (row) => row.difference, cell: (row) => (row.difference === undefined ? "–" : signed(row.difference)) },
     { title: "95 % interval", value: (row) => row.low, cell: (row) => (row.low === undefined ? "–" : `${signed(row.low)} to ${signed(row.high)}`) },
     { title: "p", value: (row) => row.adjusted ?? row.p, cell: (row) => ((row.adjusted ?? row.p) === undefined ? "–" : (row.adjusted ?? row.p).toFixed(3)) },
     { title: "Verdict", left: true, wrap: true, value: (row) => row.verdict, cell: (row) => row.verdict },
   ], list);
+  return make("details", { open: list.length <= LONG, class: "pairs" }, make("summary", {}, `${list.length} pair${list.length === 1 ? "" : "s"}, ${list.filter((row) => row.verdict.endsWith("is better")).length} told apart`), lines);
 }
 
 function published(rows) {
@@ -191,7 +198,7 @@ function curves(drawn, rows) {
     const svg = frame(title, xLabel, yLabel);
     ticks(svg, [[0, "0"], [0.5, String(end / 2)], [1, String(end)]], [[0, "0"], [0.5, "0.5"], [1, "1"]]);
     for (const [row, points] of lines) {
-      svg.append(shape("polyline", { fill: "none", stroke: colour(row), "stroke-width": 2, "stroke-linejoin": "round", points: points.map(([x, y]) => `${scaleX(x / end).toFixed(1)},${scaleY(y).toFixed(1)}`).join(" ") }));
+      svg.append(shape("polyline", { fill: "none", stroke: colour(row), "stroke-width": 2, "stroke-dasharray": dashes(row), "stroke-linejoin": "round", points: points.map(([x, y]) => `${scaleX(x / end).toFixed(1)},${scaleY(y).toFixed(1)}`).join(" ") }));
     }
     return make("div", {}, make("h3", {}, title), svg);
   }).filter(Boolean);
@@ -212,8 +219,11 @@ function histograms(drawn, rows) {
   }).filter(Boolean);
 }
 
+// Speeds of two kinds of hardware are never in one picture: the kind that most methods ran on is shown.
 function speed(rows, metric) {
-  const known = rows.filter((row) => row.predict_images_per_s > 0 && row[metric] !== null);
+  const timed = rows.filter((row) => row.predict_images_per_s > 0 && row[metric] !== null && row[metric] !== undefined && row.hardware.length === 1);
+  const kinds = [...new Set(timed.map((row) => row.hardware[0]))].map((kind) => timed.filter((row) => row.hardware[0] === kind)).sort((a, b) => b.length - a.length);
+  const known = kinds[0] || [];
   if (known.length < 2) return null;
   const xs = known.map((row) => Math.log10(row.predict_images_per_s));
   const ys = known.map((row) => row[metric]);
@@ -228,9 +238,11 @@ function speed(rows, metric) {
   for (const { row, x, y } of points.sort((a, b) => a.y - b.y)) {
     lowest = Math.max(y + 4, lowest + 13);
     svg.append(shape("circle", { cx: x, cy: y, r: 5, fill: colour(row) }));
-    svg.append(shape("text", { x: x > BOX.width / 2 ? x - 10 : x + 10, y: lowest, "text-anchor": x > BOX.width / 2 ? "end" : "start" }, row.name));
+    svg.append(shape("text", { x: x > BOX.width / 2 ? x - 10 : x + 10, y: lowest, "text-anchor": x > BOX.width / 2 ? "end" : "start" }, brief(row.name)));
   }
-  return svg;
+  const others = timed.filter((row) => !known.includes(row)).map((row) => row.name);
+  const note = `on ${known[0].hardware[0]}` + (others.length ? `; on other hardware, not shown: ${others.join(", ")}` : "");
+  return make("div", {}, make("h3", {}, `Speed against ${TITLES[metric]}`), svg, make("p", { class: "note" }, note));
 }
 
 function gallery(pictures, rows) {
@@ -275,12 +287,13 @@ function section(family, place) {
     const now = shown();
     details.replaceChildren(make("h3", {}, `${TITLES[metric]} by category`), byCategory(family, now, metric));
     const scatter = speed(now, metric);
-    const compared = family.pairs[metric];
-    if (compared && compared.length) details.append(make("h3", {}, `${TITLES[metric]} in pairs, on the same test images`), pairs(compared));
+    const names = new Set(now.map((row) => row.name));
+    const compared = (family.pairs[metric] || []).filter((pair) => names.has(pair.first) && names.has(pair.second));
+    if (compared.length) details.append(make("h3", {}, `${TITLES[metric]} in pairs, on the same test images`), pairs(compared));
     const drawn = family.drawn[category];
     const lines = curves(drawn, now);
     if (lines.length || scatter) {
-      details.append(make("div", { class: "panels" }, ...(scatter ? [make("div", {}, make("h3", {}, `Speed against ${TITLES[metric]}`), scatter)] : []), ...lines));
+      details.append(make("div", { class: "panels" }, ...(scatter ? [scatter] : []), ...lines));
       details.append(make("p", { class: "legend" }, ...now.map((row) => make("span", {}, dot(row), row.name))));
     }
     const bars = histograms(drawn, now);
@@ -298,7 +311,7 @@ function section(family, place) {
 function overallSection(group) {
   const node = make("section", {}, make("h2", {}, group.title), make("p", { class: "caption" }, `Data sets: ${group.datasets.join(", ")}`));
   const picture = new DOMParser().parseFromString(group.picture, "image/svg+xml").documentElement;
-  node.append(document.importNode(picture, true));
+  node.append(make("div", { class: "scroll ranks" }, document.importNode(picture, true)));
   if (group.note) node.append(make("p", { class: "note" }, group.note));
   if (group.pairs.length) node.append(pairs(group.pairs));
   return node;
@@ -310,9 +323,10 @@ const main = document.getElementById("main");
 const sections = DATA.families.map(section);
 main.replaceChildren(...DATA.overall.map(overallSection), ...sections);
 document.getElementById("about").textContent = `${Object.keys(DATA.records).length} records in ${sections.length} table${sections.length === 1 ? "" : "s"} of comparable numbers · made ${DATA.made.slice(0, 16).replace("T", " ")} UTC by inpbench ${DATA.version}`;
-document.getElementById("contents").append(...DATA.families.map((family, place) => make("a", { href: `#family-${place}` }, family.title)));
+const links = DATA.families.map((family, place) => make("a", { href: `#family-${place}` }, family.title));
+document.getElementById("contents").append(...links);
 const filter = document.getElementById("filter");
-const update = () => { const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean); sections.forEach((node) => node.update(words)); };
+const update = () => { const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean); sections.forEach((node, place) => { node.update(words); links[place].hidden = node.hidden; }); };
 filter.addEventListener("input", update);
 update();
 document.getElementById("theme").addEventListener("click", () => {
