@@ -7,7 +7,7 @@ several cells share (harness/sources.py) lies in `trained/<method>/<id12>/` inst
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from inpbench.harness.records import Record, RecordStore
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.snapshots import FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
-from inpbench.harness.weights import WeightStore
+from inpbench.harness.weights import BesideCheckpoint, WeightStore
 
 if TYPE_CHECKING:
     import torch
@@ -202,11 +202,11 @@ def rebuild(record: Record, weights: Weights, device: torch.device, state: Mappi
     return method
 
 
-def from_official(info: MethodInfo, params: Any, device: torch.device, read: Callable[[], Mapping[str, Tensor]], hint: str) -> Any:
+def from_official(info: MethodInfo, params: Any, device: torch.device, checkpoint: Path, weights: WeightStore, hint: str) -> Any:
     """A method with the tensors of an official checkpoint (encoder included), ready to predict.
 
-    read: gives the checkpoint's tensors. hint: what to type where the method has no such format (`UsageError`).
-    Raises `WeightsError` when the tensors do not fit.
+    weights: where the files are that a checkpoint does not hold. hint: what to type where the method has no such format
+    (`UsageError`). Raises `WeightsError` when the tensors do not fit.
     """
     import torch
 
@@ -216,12 +216,12 @@ def from_official(info: MethodInfo, params: Any, device: torch.device, read: Cal
             dtype=torch.float32,
             seed=1,
             setting="multi_class",
-            weights=WeightStore("random"),  # the checkpoint holds the encoder: what is drawn here is all replaced
+            weights=BesideCheckpoint(weights),
             snapshots=FolderSnapshots(Path(scratch)),
             progress=lambda done, total, text="", **numbers: None,
         )
         method = resolve(info.target)(params, context)
     if not hasattr(method, "load_official"):
         raise UsageError(f"{info.name} has no official checkpoints.", hint)
-    method.load_official(read())
+    method.load_official(weights.read_file(checkpoint))
     return method

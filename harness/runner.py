@@ -41,7 +41,7 @@ from inpbench.harness.snapshots import FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
 from inpbench.harness.stamp import make_stamp
 from inpbench.harness.training import decoded_for_training, shared_model, support_of, training_set
-from inpbench.harness.weights import WeightStore
+from inpbench.harness.weights import BesideCheckpoint, WeightStore
 
 if TYPE_CHECKING:
     from inpbench.harness.scoring import Scoring
@@ -159,7 +159,8 @@ def units_of(cell: Cell) -> dict[str, Unit]:
         return {category: Unit((category,), (category,)) for category in cell.manifest.categories}
     if cell.setting.unit == "direction":
         objects, textures = (tuple(cell.identity["groups"][kind]) for kind in ("objects", "textures"))
-        return {"objects": Unit(objects, textures), "textures": Unit(textures, objects)}
+        units = {"objects": Unit(objects, textures), "textures": Unit(textures, objects)}
+        return {kind: unit for kind, unit in units.items() if unit.tested}  # a checkpoint is of one kind
     return {"all": Unit(cell.manifest.categories, cell.manifest.categories)}
 
 
@@ -238,8 +239,7 @@ def _build(cell: Cell, options: Options, progress: Progress, setting: str, snaps
         dtype=options.dtype,
         seed=cell.seed,
         setting=setting,
-        # An official checkpoint holds its encoder: the tensors drawn here are all replaced by it.
-        weights=options.weights if cell.request.checkpoint is None else WeightStore("random"),
+        weights=options.weights if cell.request.checkpoint is None else BesideCheckpoint(options.weights),
         snapshots=snapshots,
         progress=progress,
         shots=cell.shots,

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +212,7 @@ def _latex(table: Table) -> str:
 
 
 def terminal(tables: Sequence[Table], width: int) -> Group:
-    """The tables as something rich prints; what is too wide is drawn as two tables, metrics and details."""
+    """The tables as something rich prints; what is too wide is drawn as several: metrics, then details, each as often as it takes."""
     from rich.console import Group
     from rich.text import Text
 
@@ -220,12 +220,7 @@ def terminal(tables: Sequence[Table], width: int) -> Group:
     for table in tables:
         parts.append(Text(table.title, style="bold"))
         parts += [Text(line, style="dim") for line in table.caption]
-        details = [index for index, column in enumerate(table.columns) if column.detail]
-        if details and _natural_width(table) > width:
-            parts.append(_drawn(table, [index for index in range(len(table.columns)) if index not in details]))
-            parts.append(_drawn(table, [0, *details]))
-        else:
-            parts.append(_drawn(table, range(len(table.columns))))
+        parts += [_drawn(table, widths) for widths in _layout(table, width)]
         if any(cell.best for row in table.rows for cell in row):
             parts.append(Text("* the best of its column", style="dim"))
         parts += [Text(f"[{symbol}] {note}", style="dim") for symbol, note in table.footnotes]
@@ -239,26 +234,67 @@ def _terminal_cell(cell: Cell) -> str:
     return cell.text + ("*" if cell.best else "") + (f" [{','.join(cell.marks)}]" if cell.marks else "")
 
 
-def _natural_width(table: Table) -> int:
-    """Characters of the widest line, without folding anything; 3 between columns."""
-    widths = [len(column.title) for column in table.columns]
-    for row in table.rows:
-        widths = [max(width, len(_terminal_cell(cell)), len(cell.second)) for width, cell in zip(widths, row, strict=True)]
-    return sum(widths) + 3 * len(widths)
+def _layout(table: Table, width: int) -> list[dict[int, int]]:
+    """The tables that one is drawn as: columns by number with their widths. The first column begins each of them."""
+    natural, least = _widths(table)
+    everything = list(range(1, len(table.columns)))
+    if _total([natural[index] for index in (0, *everything)]) <= width:
+        return [dict(enumerate(natural))]
+    parts: list[list[int]] = []
+    for detail in (False, True):
+        used = width + 1  # a new table
+        for index in (index for index in everything if table.columns[index].detail is detail):
+            if used + least[index] + _GAP > width:
+                parts.append([0])
+                used = _total([least[0]])
+            parts[-1].append(index)
+            used += least[index] + _GAP
+    return [_stretched(part, natural, least, width) for part in parts or [[0]]]
 
 
-def _drawn(table: Table, indices: Sequence[int]) -> RichTable:
+_GAP = 3  # characters between two columns
+_TEXT = 24  # characters that a text may be folded to
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * len(widths)
+
+
+def _widths(table: Table) -> tuple[list[int], list[int]]:
+    """(without folding anything, the least that can be read) of each column: numbers stay whole, texts and heads fold at spaces."""
+    natural, least = [], []
+    for index, column in enumerate(table.columns):
+        cells = [max(len(_terminal_cell(row[index])), len(row[index].second)) for row in table.rows]
+        broadest = max(cells, default=0)
+        word = max((len(word) for word in column.title.split()), default=0)
+        natural.append(max(len(column.title), broadest))
+        least.append(max(min(word, _TEXT), min(broadest, _TEXT) if column.left else broadest))
+    return natural, least
+
+
+def _stretched(indices: Sequence[int], natural: Sequence[int], least: Sequence[int], width: int) -> dict[int, int]:
+    """The least widths of columns, and the rest of the line for those that lack most."""
+    widths = {index: least[index] for index in indices}
+    for _ in range(width - _total(list(widths.values()))):
+        lacking = max(indices, key=lambda index: natural[index] - widths[index])
+        if widths[lacking] >= natural[lacking]:
+            break
+        widths[lacking] += 1
+    return widths
+
+
+def _drawn(table: Table, widths: Mapping[int, int]) -> RichTable:
     from rich import box
     from rich.table import Table as Drawing
     from rich.text import Text
 
     drawing = Drawing(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for index in indices:
+    for index, width in widths.items():
         column = table.columns[index]
-        drawing.add_column(Text(column.title), justify="left" if column.left else "right", overflow="fold", no_wrap=index == 0)
+        drawing.add_column(Text(column.title), justify="left" if column.left else "right", overflow="fold", width=width)
     for row in table.rows:
         texts = []
-        for cell in (row[index] for index in indices):
+        for cell in (row[index] for index in widths):
             text = Text(_terminal_cell(cell), style="bold green" if cell.best else "")
             if cell.second:
                 text.append(f"\n{cell.second}", style="dim")

@@ -16,7 +16,7 @@ from inpbench.harness.errors import NothingError, PrerequisiteError, UsageError,
 from inpbench.harness.models import from_official, load_model, model_for, preprocess_of, rebuild
 from inpbench.harness.registry import METHODS
 from inpbench.harness.scoring import DEFAULT_SCORING, Scoring
-from inpbench.harness.weights import WeightStore
+from inpbench.harness.weights import IN_CHECKPOINT, WeightStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,7 @@ def from_record(
     if record is None:
         raise NothingError(f"No record '{record_id}' in {store.folder}.", "Type: bench leaderboard --json")
     encoders = record.identity["weights"].values()
-    if "in the checkpoint" in encoders:
+    if IN_CHECKPOINT in encoders:
         raise PrerequisiteError(
             f"Record {record.id12} tested an official checkpoint, which holds the encoder.",
             f"Type: bench predict --checkpoint model.pth --methods {record.identity['method']} --images PATH --out DIR",
@@ -108,11 +108,12 @@ def from_checkpoint(
     preset: str,
     encoder: str | None,
     changes: Mapping[str, str],
+    weights: WeightStore,
     device: torch.device,
     category: str | None = None,
     normal: Path | None = None,
 ) -> Trained:
-    """An official `model.pth`, encoder included. category, normal: as for `from_record`.
+    """An official `model.pth`, encoder included. weights: of what it does not hold. category, normal: as for `from_record`.
 
     Raises `UsageError` where the method has no such format, `WeightsError` for a file that is broken or does not fit.
     """
@@ -123,11 +124,10 @@ def from_checkpoint(
         raise UsageError(f"{name} has no preset '{preset}'. {did_you_mean(preset, info.presets)}", "Type: bench list methods")
     chosen = {} if encoder is None else {"encoder": encoder}
     params = parameters.build(name, info.params, info.presets[preset], chosen, changes)
-    store = WeightStore(None)
     hint = "Type: bench predict RECORD --images PATH --out DIR"
-    method = from_official(info, params, device, lambda: store.read_file(checkpoint), hint)
+    method = from_official(info, params, device, checkpoint, weights, hint)
     entered = enter_named(info, method, category, normal, params.preprocess, device)
-    facts = {"checkpoint": store.hash_file(checkpoint), "method": name, "params": parameters.plain(params)}
+    facts = {"checkpoint": weights.hash_file(checkpoint), "method": name, "params": parameters.plain(params)}
     facts |= _said(entered, normal)
     return Trained(method, params.preprocess, DEFAULT_SCORING, f"{name} of {checkpoint.name}", facts, category=entered)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from inpbench.harness.predictor import Predictor
     from inpbench.harness.thresholds import Threshold
     from inpbench.harness.trained import Trained
+    from inpbench.harness.weights import WeightStore
 
 
 class MapFormat(str, Enum):
@@ -78,6 +79,7 @@ def predict(
     from inpbench.harness.console import Live
     from inpbench.harness.predictor import Predictor
     from inpbench.harness.thresholds import parse_rule
+    from inpbench.harness.weights import WeightStore
 
     if bool(record) == (checkpoint is not None):
         raise UsageError(
@@ -92,7 +94,8 @@ def predict(
     if checkpoint is None:
         trained = _record_model(record, results, weights, download, torch_device, model, category, normal)
     else:
-        trained = _checkpoint_model(checkpoint, methods, preset, encoder, set_ or [], torch_device, category, normal)
+        store = WeightStore(weights, download=download)
+        trained = _checkpoint_model(checkpoint, methods, preset, encoder, set_ or [], store, torch_device, category, normal)
     predictor = Predictor(
         trained.method, trained.preprocess, torch_device, trained.scoring, tile_size, overlap if tile_size else 0, batch
     )
@@ -149,6 +152,7 @@ def _checkpoint_model(
     preset: str,
     encoder: str | None,
     changes: list[str],
+    weights: WeightStore,
     device: torch.device,
     category: str | None,
     normal: Path | None,
@@ -161,7 +165,7 @@ def _checkpoint_model(
     asked = split_settings(changes)
     if others := set(asked) - {methods}:
         raise UsageError(f"--set {sorted(others)[0]}.…: only {methods} has parameters here.", f"Type: --set {methods}.KEY=VALUE")
-    return from_checkpoint(checkpoint, methods, preset, encoder, asked.get(methods, {}), device, category, normal)
+    return from_checkpoint(checkpoint, methods, preset, encoder, asked.get(methods, {}), weights, device, category, normal)
 
 
 def _work(
