@@ -235,21 +235,34 @@ def _terminal_cell(cell: Cell) -> str:
 
 
 def _layout(table: Table, width: int) -> list[dict[int, int]]:
-    """The tables that one is drawn as: columns by number with their widths. The first column begins each of them."""
+    """The tables that one is drawn as: columns by number with their widths. What a row is called begins each of them."""
+    # A row is called by its first column, and in a table of pairs by two: all texts at the beginning.
+    called = next((index for index, column in enumerate(table.columns) if not column.left), len(table.columns)) or 1
     natural, least = _widths(table)
-    everything = list(range(1, len(table.columns)))
-    if _total([natural[index] for index in (0, *everything)]) <= width:
+    least[:called] = [min(characters, max(width // (2 * called) - _GAP, 8)) for characters in least[:called]]
+    if _total(natural) <= width:
         return [dict(enumerate(natural))]
-    parts: list[list[int]] = []
+    keys, parts = list(range(called)), []
     for detail in (False, True):
-        used = width + 1  # a new table
-        for index in (index for index in everything if table.columns[index].detail is detail):
-            if used + least[index] + _GAP > width:
-                parts.append([0])
-                used = _total([least[0]])
+        columns = [index for index in range(called, len(table.columns)) if table.columns[index].detail is detail]
+        parts += _split(columns, least, width - _total([least[index] for index in keys]))
+    return [_stretched([*keys, *part], natural, least, width) for part in parts or [[]]]
+
+
+def _split(columns: Sequence[int], least: Sequence[int], room: int) -> list[list[int]]:
+    """The columns in as few parts as fit into `room`, as even as they can be."""
+
+    def parts_within(limit: int) -> list[list[int]]:
+        parts: list[list[int]] = []
+        for index in columns:
+            if not parts or _total([least[known] for known in (*parts[-1], index)]) > limit:
+                parts.append([])
             parts[-1].append(index)
-            used += least[index] + _GAP
-    return [_stretched(part, natural, least, width) for part in parts or [[0]]]
+        return parts
+
+    fewest = len(parts_within(room))
+    narrowest = next((limit for limit in range(max(room, 0)) if len(parts_within(limit)) <= fewest), room)
+    return parts_within(narrowest)
 
 
 _GAP = 3  # characters between two columns
