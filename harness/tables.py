@@ -212,7 +212,7 @@ def _latex(table: Table) -> str:
 
 
 def terminal(tables: Sequence[Table], width: int) -> Group:
-    """The tables as something rich prints; what is too wide is drawn as several: metrics, then details, each as often as it takes."""
+    """The tables as something rich prints; what is too wide is drawn as several: metrics first, details below."""
     from rich.console import Group
     from rich.text import Text
 
@@ -274,7 +274,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _widths(table: Table) -> tuple[list[int], list[int]]:
-    """(without folding anything, the least that can be read) of each column: numbers stay whole, texts and heads fold at spaces."""
+    """Of each column: without folding anything, and the least that can be read (numbers stay whole, texts and heads fold)."""
     natural, least = [], []
     for index, column in enumerate(table.columns):
         cells = [max(len(_terminal_cell(row[index])), len(row[index].second)) for row in table.rows]

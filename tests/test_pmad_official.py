@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,19 @@ from inpbench.methods.pmad.transformer import TrunkShape
 CHANGES: dict[str, Any] = {
     "tokenizer": "vqkd",
     "start": "scratch",
-    **{"dim": 24, "depth": 2, "heads": 2, "epochs": 1, "warmup_epochs": 0, "dynamic_from": 5, "batch_size": 2},
-    **{"flow_blocks": 2, "flow_epochs": 1, "flow_passes": 1, "flow_batch": 2, "flow_augment": False, "position_dim": 8},
+    "dim": 24,
+    "depth": 2,
+    "heads": 2,
+    "epochs": 1,
+    "warmup_epochs": 0,
+    "dynamic_from": 5,
+    "batch_size": 2,
+    "flow_blocks": 2,
+    "flow_epochs": 1,
+    "flow_passes": 1,
+    "flow_batch": 2,
+    "flow_augment": False,
+    "position_dim": 8,
 }
 
 
@@ -71,20 +82,21 @@ def _cheap_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 class Waves:
     """Four waves of one category; implements `harness.api.TrainingSet`."""
 
-    categories = ("mast",)
-    samples = [Sample(f"mast/{index}.png", "mast", "train", 0) for index in range(4)]
+    def __init__(self) -> None:
+        self.categories = ("mast",)
+        self.samples = [Sample(f"mast/{index}.png", "mast", "train", 0) for index in range(4)]
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batch(self, indices: Any) -> Tensor:
+    def batch(self, indices: Sequence[int]) -> Tensor:
         at = torch.arange(224.0)
         return torch.stack([torch.sin((at[:, None] + 0.7 * at + 5.0 * i) / 3.0).expand(3, -1, -1) for i in indices])
 
-    def masks(self, indices: Any) -> Tensor:
+    def masks(self, indices: Sequence[int]) -> Tensor:
         return torch.zeros(len(indices), 224, 224, dtype=torch.bool)
 
-    def pixels(self, indices: Any) -> Tensor:
+    def pixels(self, indices: Sequence[int]) -> Tensor:
         return self.batch(indices).mul(32).add(128).to(torch.uint8)
 
 
@@ -115,9 +127,10 @@ def test_a_model_comes_back_from_its_official_files(tmp_path: Path) -> None:
     images = waves.batch(range(3)) + torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     expected, found = first.predict(images), second.predict(images)
     assert torch.equal(expected.amap, found.amap) and found.score is not None and float(found.amap.std()) > 0
-    assert first.official_state().keys() == read_tensors(folder / "checkpoint-0.pth").keys() | read_tensors(
-        folder / "weights_multi_class.pt"
-    ).keys()
+    assert (
+        first.official_state().keys()
+        == read_tensors(folder / "checkpoint-0.pth").keys() | read_tensors(folder / "weights_multi_class.pt").keys()
+    )
     with pytest.raises(UsageError, match="normal images of sail"):
         second.enter("sail", None)
 
@@ -176,7 +189,7 @@ def test_names_are_the_published_ones() -> None:
     network = extractor.EfficientNet()
     own = network.official_state()
     assert len(own) == 978
-    with pytest.raises(WeightsError, match="unexpected: classifier.weight"):
+    with pytest.raises(WeightsError, match=r"unexpected: classifier\.weight"):
         network.load_own({**own, "classifier.weight": torch.zeros(1)})
 
 

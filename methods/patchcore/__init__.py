@@ -11,7 +11,6 @@ from inpbench.harness.api import MethodInfo, Preprocess, Size, WeightSpec
 from inpbench.harness.errors import UsageError, did_you_mean
 from inpbench.methods.encoder_table import CONVNETS, ENCODERS
 
-
 VIT_LAYERS = (5, 9)  # of 12 blocks: the ends of the two groups that the reconstruction methods compare
 LARGE_LAYERS = (10, 18)  # of 24
 

@@ -48,7 +48,7 @@ class EfficientNet(nn.Module):
         load_strictly(self.network, {key: value for key, value in state.items() if key in own}, "tf_efficientnet_b6")
 
     def load_own(self, state: Mapping[str, Tensor]) -> None:
-        """Load the maps' network alone, as ProtoFlow's file has it (`official_state`); raises `WeightsError` naming what differs."""
+        """The inverse of `official_state`, which is what ProtoFlow's file has; raises `WeightsError` naming what differs."""
         load_strictly(self.network, state, "tf_efficientnet_b6 up to stride 16")
 
 

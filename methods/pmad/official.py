@@ -56,7 +56,9 @@ def load(method: Pmad, state: Mapping[str, Tensor]) -> None:
         )
     parts = parts_of(state)
     if any(key.startswith("quantize.") for key in parts.model):
-        raise WeightsError("The checkpoint holds a tokenizer, too.", "Leave only the two files in the folder; type: --weights TOKENIZER")
+        raise WeightsError(
+            "The checkpoint holds a tokenizer, too.", "Leave the two files alone in the folder; type: --weights FILE"
+        )
     if not parts.extractor:
         raise WeightsError(f"The checkpoint has no ProtoFlow: no {EXTRACTOR}.* and {FLOW}.*.", FOLDER)
     if method.model is not None and not parts.model:
@@ -78,7 +80,8 @@ def _check_blocks(flow: ProtoFlow, state: Mapping[str, Tensor]) -> None:
     found = len({key.split(".")[1] for key in state if key.startswith("module_list.")})
     if found and found != len(flow.module_list):
         raise WeightsError(
-            f"The flow of the checkpoint has {found} blocks, this one {len(flow.module_list)}.", f"Type: --set pmad.flow_blocks={found}"
+            f"The flow of the checkpoint has {found} blocks, this one {len(flow.module_list)}.",
+            f"Type: --set pmad.flow_blocks={found}",
         )
 
 
