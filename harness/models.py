@@ -208,6 +208,15 @@ def from_official(info: MethodInfo, params: Any, device: torch.device, checkpoin
     weights: where the files are that a checkpoint does not hold. hint: what to type where the method has no such format
     (`UsageError`). Raises `WeightsError` when the tensors do not fit.
     """
+    method = untrained(info, params, device, BesideCheckpoint(weights), "multi_class")
+    if not hasattr(method, "load_official"):
+        raise UsageError(f"{info.name} has no official checkpoints.", hint)
+    method.load_official(weights.read_file(checkpoint))
+    return method
+
+
+def untrained(info: MethodInfo, params: Any, device: torch.device, weights: Weights, setting: str, shots: int = 0) -> Any:
+    """A method that has learned nothing (yet), outside of a run; seed 1."""
     import torch
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -215,13 +224,10 @@ def from_official(info: MethodInfo, params: Any, device: torch.device, checkpoin
             device=device,
             dtype=torch.float32,
             seed=1,
-            setting="multi_class",
-            weights=BesideCheckpoint(weights),
+            setting=setting,
+            weights=weights,
             snapshots=FolderSnapshots(Path(scratch)),
             progress=lambda done, total, text="", **numbers: None,
+            shots=shots,
         )
-        method = resolve(info.target)(params, context)
-    if not hasattr(method, "load_official"):
-        raise UsageError(f"{info.name} has no official checkpoints.", hint)
-    method.load_official(weights.read_file(checkpoint))
-    return method
+        return resolve(info.target)(params, context)
