@@ -252,6 +252,17 @@ def test_lists(kind: str) -> None:
     assert rows and all(row["name"] for row in rows)
 
 
+def test_help_is_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = bench("run", "--help").out
+    assert all(len(line) <= 80 for line in text.splitlines()) and "…" not in text
+    for whole in ("--pixel-cache / --no-pixel-cache", "<exact|paper|dinomaly|crr>", "$INPBENCH_DATA/NAME"):
+        assert whole in text
+    assert "Read" in bench("--help").out and "--data-root" in bench("data", "verify", "--help").out
+    monkeypatch.setenv("COLUMNS", "160")
+    assert "╭" in bench("run", "--help").out
+
+
 def test_every_encoder_that_a_method_takes_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {row["name"]: row for row in bench("list", "encoders", "--json").json()}
     assert rows["resnet18"]["file"] == "resnet18-f37072fd.pth" and rows["wide_resnet50_2"]["only"] == "patchcore"

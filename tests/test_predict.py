@@ -271,7 +271,7 @@ def test_tiles_need_thresholds_of_their_own(trained: tuple[Path, str], tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["--images", ".", "--out", "/nonexistent/x"], 2, "RECORD or --checkpoint"),
+        (["--images", ".", "--out", "/nonexistent/x"], 2, "a RECORD, --checkpoint, or a method"),
         (["abcdef123456", "--images", "tests/nowhere", "--out", "x"], 4, "No record"),
         (["abcdef", "--images", "x", "--out", "y", "--threshold", "high"], 2, "no rule"),
         (["abcdef", "--images", "x", "--out", "y", "--tile", "big"], 2, "--tile"),
