@@ -12,8 +12,8 @@ from pathlib import Path
 
 from inpbench.datasets.listing import find_base
 from inpbench.datasets.prepared import not_there
-from inpbench.datasets.semantic import Classes, Protocol, class_pieces, scan_classes
-from inpbench.harness.api import Archive, Counts, DatasetInfo, Decoder, Piece, Report, Sample
+from inpbench.datasets.semantic import Classes, ClassParams, class_pieces, scan_prepared
+from inpbench.harness.api import Archive, DatasetInfo, Decoder, Piece, Report, Sample
 from inpbench.harness.errors import DataError
 
 DIGITS = tuple("0123456789")
@@ -32,33 +32,15 @@ ABOUT = Classes(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MnistParams:
-    """Which protocol."""
+class MnistParams(ClassParams):
+    """Which protocol; multi_class: even digits normal, odd digits anomalous."""
 
-    protocol: Protocol = "one_vs_all"  # multi_class: even digits normal, odd digits anomalous
-
-    @property
-    def published(self) -> dict[str, Counts]:
-        """The counts of this protocol, for the audit."""
-        return ABOUT.counts(self.protocol)
-
-    @property
-    def alone(self) -> bool:
-        """Whether each category needs a model of its own."""
-        return self.protocol == "one_vs_all"
+    ABOUT = ABOUT
 
 
 def scan(root: Path, params: MnistParams, report: Report) -> list[Sample]:
     """The samples of a tree of PNG folders; `DataError` otherwise, also for idx files, which have to be prepared."""
-    try:
-        return scan_classes(root, ABOUT, params.protocol, report)
-    except DataError:
-        if _base(root) is None:
-            raise
-        raise DataError(
-            f"{root} holds MNIST as idx files.",
-            f"Type: bench data prepare mnist --from {root} --to NEW_FOLDER, then --data-root NEW_FOLDER",
-        ) from None
+    return scan_prepared(root, params, report, _base, "idx files")
 
 
 def _file(folder: Path, stem: str) -> Path | None:

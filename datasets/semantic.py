@@ -9,14 +9,15 @@ Known deviation: the word for normal MNIST digits in the multi-class protocol is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from inpbench.datasets.listing import find_base, folders, images, join
 from inpbench.datasets.prepared import not_there
 from inpbench.harness.api import Counts, Finding, Piece, Report, Sample
+from inpbench.harness.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +56,39 @@ class Classes:
     def split(self, root: Path, base: str, which: int) -> str | None:
         """The folder of the training (0) or test (1) images below root/base."""
         return next((join(base, name) for name in self.splits[which] if (root / base / name).is_dir()), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassParams:
+    """Which protocol; a set of classes derives from it and says what is known of it."""
+
+    ABOUT: ClassVar[Classes]
+
+    protocol: Protocol = "one_vs_all"
+
+    @property
+    def published(self) -> dict[str, Counts]:
+        """The counts of this protocol, for the audit."""
+        return self.ABOUT.counts(self.protocol)
+
+    @property
+    def alone(self) -> bool:
+        """Whether each category needs a model of its own."""
+        return self.protocol == "one_vs_all"
+
+
+def scan_prepared(root: Path, params: ClassParams, report: Report, raw: Callable[[Path], str | None], kind: str) -> list[Sample]:
+    """`scan_classes`; files as published (`raw` finds them below the root; kind: what they are) have to be prepared first."""
+    about = params.ABOUT
+    try:
+        return scan_classes(root, about, params.protocol, report)
+    except DataError:
+        if raw(root) is None:
+            raise
+        raise DataError(
+            f"{root} holds {about.title} as {kind}.",
+            f"Type: bench data prepare {about.name} --from {root} --to NEW_FOLDER, then --data-root NEW_FOLDER",
+        ) from None
 
 
 def scan_classes(root: Path, about: Classes, protocol: Protocol, report: Report) -> list[Sample]:

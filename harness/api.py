@@ -201,6 +201,7 @@ class WeightSpec:
     timm: str = ""  # timm model whose hub weights are the same network ("" if none)
     source: Literal["file", "builtin", "package"] = "file"
     version: int = 1  # of built-in weights; enters the identity
+    in_checkpoint: bool = True  # official checkpoints of the method hold it; False: a file of its own, looked for beside them
     without: str = "or use --encoder builtin, which needs no file"  # what to type where there is no file, for the message
 
 

@@ -142,7 +142,7 @@ def checkpoint_source(
     params = parameters.build(info.name, info.params, info.presets[preset], changes)
 
     def load() -> Any:
-        return from_official(info, params, device, lambda: weights.read_file(path), "Type: bench app RECORD")
+        return from_official(info, params, device, path, weights, "Type: bench app RECORD")
 
     return Source(f"{path.name} {method}", f"{method} of the checkpoint {path.name}", _marks(params), load)
 

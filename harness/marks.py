@@ -6,7 +6,7 @@ share tables with all others and are compared with published numbers, which were
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,12 +20,7 @@ INFORMATION = frozenset({TOLD, PROMPTS})
 
 def marks_of(cell: Cell) -> list[str]:
     """The marks of a cell with an identity."""
-    marks = []
-    weights = cell.identity.get("weights", {})
-    if any(str(value).startswith("builtin") for value in weights.values()):
-        marks.append("built-in encoder")
-    if "random" in weights.values():
-        marks.append("random weights")
+    marks = weight_marks(cell.identity.get("weights", {}))
     if cell.identity.get("limit") is not None:
         marks.append(f"limited to {cell.identity['limit']} images a group")
     if cell.identity.get("selection") == "oracle":
@@ -35,6 +30,12 @@ def marks_of(cell: Cell) -> list[str]:
     if "prompts" in cell.identity:
         marks.append(PROMPTS)
     return marks
+
+
+def weight_marks(weights: Mapping[str, str]) -> list[str]:
+    """What the identities of weights (`WeightStore.identity`, by name) say against a comparison."""
+    marks = ["built-in encoder"] if any(value.startswith("builtin") for value in weights.values()) else []
+    return marks + (["random weights"] if "random" in weights.values() else [])
 
 
 def obstacles(marks: Iterable[str]) -> list[str]:

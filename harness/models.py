@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.small_files import read_bytes
 from inpbench.harness.snapshots import Fitting, FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
-from inpbench.harness.weights import WeightStore
+from inpbench.harness.weights import BesideCheckpoint, WeightStore
 
 if TYPE_CHECKING:
     import torch
@@ -227,12 +227,21 @@ def rebuild(record: Record, weights: Weights, device: torch.device, state: Mappi
     return method
 
 
-def from_official(info: MethodInfo, params: Any, device: torch.device, read: Callable[[], Mapping[str, Tensor]], hint: str) -> Any:
+def from_official(info: MethodInfo, params: Any, device: torch.device, checkpoint: Path, weights: WeightStore, hint: str) -> Any:
     """A method with the tensors of an official checkpoint (encoder included), ready to predict.
 
-    read: gives the checkpoint's tensors. hint: what to type where the method has no such format (`UsageError`).
-    Raises `WeightsError` when the tensors do not fit.
+    weights: where the files are that a checkpoint does not hold. hint: what to type where the method has no such format
+    (`UsageError`). Raises `WeightsError` when the tensors do not fit.
     """
+    method = untrained(info, params, device, BesideCheckpoint(weights), "multi_class")
+    if not hasattr(method, "load_official"):
+        raise UsageError(f"{info.name} has no official checkpoints.", hint)
+    method.load_official(weights.read_file(checkpoint))
+    return method
+
+
+def untrained(info: MethodInfo, params: Any, device: torch.device, weights: Weights, setting: str, shots: int = 0) -> Any:
+    """A method that has learned nothing (yet), outside of a run; seed 1."""
     import torch
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -240,13 +249,10 @@ def from_official(info: MethodInfo, params: Any, device: torch.device, read: Cal
             device=device,
             dtype=torch.float32,
             seed=1,
-            setting="multi_class",
-            weights=WeightStore("random"),  # the checkpoint holds the encoder: what is drawn here is all replaced
+            setting=setting,
+            weights=weights,
             snapshots=FolderSnapshots(Path(scratch)),
             progress=lambda done, total, text="", **numbers: None,
+            shots=shots,
         )
-        method = resolve(info.target)(params, context)
-    if not hasattr(method, "load_official"):
-        raise UsageError(f"{info.name} has no official checkpoints.", hint)
-    method.load_official(read())
-    return method
+        return resolve(info.target)(params, context)

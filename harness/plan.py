@@ -17,10 +17,10 @@ from inpbench.harness.errors import BenchError, PrerequisiteError, UsageError, d
 from inpbench.harness.image_folder import in_identity
 from inpbench.harness.registry import DATASETS, METHODS
 from inpbench.harness.roots import locate
-from inpbench.harness.settings import Setting, get_setting
+from inpbench.harness.settings import Setting, get_setting, groups_of
 from inpbench.harness.sources import in_words, source_of, stated_source
 from inpbench.harness.support import draw_of
-from inpbench.harness.weights import TO_DOWNLOAD
+from inpbench.harness.weights import TO_DOWNLOAD, BesideCheckpoint
 
 if TYPE_CHECKING:
     from inpbench.harness.manifest import Manifest
@@ -141,8 +141,9 @@ def _check(request: Request, setting: Setting) -> None:
     if request.shots and not setting.shots:
         raise UsageError(f"{setting.name} has no shots.", "Leave --shots out, or type: --setting few_shot")
     one_class = setting.unit == "category" and len(request.categories) == 1  # one of the authors' single-class files
-    if request.checkpoint is not None and (len(request.methods) > 1 or not (setting.unit == "dataset" or one_class)):
-        category = f" --categories {(*request.categories, 'NAME')[0]}" if setting.unit == "category" else ""
+    one_kind = setting.unit == "direction" and bool(request.categories)  # `groups_of` refuses objects with textures
+    if request.checkpoint is not None and (len(request.methods) > 1 or not (setting.unit == "dataset" or one_class or one_kind)):
+        category = "" if setting.unit == "dataset" else f" --categories {(*request.categories, 'NAME')[0]}"
         raise UsageError(
             "--checkpoint is one model of one method; this run has several.", f"Type: --methods {request.methods[0]}{category}"
         )
@@ -305,8 +306,9 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
     elif cell.setting.shots and (request.checkpoint is None or cell.method.told_category):
         chosen["support"] = draw_of(cell.manifest, cell.shots, cell.seed, prompts=cell.setting.anomalies)
     if cell.setting.unit == "direction":
-        chosen["groups"] = groups_of(cell.dataset, cell.manifest.categories)
+        chosen["groups"] = groups_of(cell.dataset, cell.manifest.categories, one=request.checkpoint is not None)
     preprocess = cell.params.preprocess
+    source = weights if request.checkpoint is None else BesideCheckpoint(weights)
     return {
         "v": IDENTITY_VERSION,
         "method": cell.method.name,
@@ -325,11 +327,7 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
         "input": _input(preprocess),
         "scoring": _jsonable(asdict(scoring)),
         "metrics": {"suite": _suite_version(), "variant": request.variant},
-        "weights": {
-            # An official checkpoint holds its encoder: no other file is looked for.
-            spec.name: "in the checkpoint" if request.checkpoint and spec.source == "file" else weights.identity(spec)
-            for spec in cell.method.weights(cell.params)
-        },
+        "weights": {spec.name: source.identity(spec) for spec in cell.method.weights(cell.params)},
         "engine": request.engine,
         "limit": request.limit,
         "selection": getattr(cell.params, "selection", "last"),
@@ -387,23 +385,6 @@ def _check_source(cell: Cell, request: Request) -> None:
                 f"{missing[0]} one.",
                 "Choose another data set: --source NAME",
             )
-
-
-def groups_of(dataset: DatasetInfo, categories: Sequence[str]) -> dict[str, list[str]]:
-    """The categories by kind: `objects` and `textures`; raises `UsageError` where one of the two is missing."""
-    groups = {
-        "objects": [category for category in categories if category not in dataset.textures],
-        "textures": [category for category in categories if category in dataset.textures],
-    }
-    for kind, members in groups.items():
-        if not members:
-            why = (
-                f"has no {kind} among {', '.join(categories)}" if dataset.textures else "does not say which categories are textures"
-            )
-            raise UsageError(
-                f"cross_class needs objects and textures; {dataset.name} {why}.", "Type for example: --dataset mvtec_ad"
-            )
-    return groups
 
 
 def _source(cell: Cell, request: Request) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ from inpbench.harness.snapshots import Fitting, FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
 from inpbench.harness.stamp import make_stamp
 from inpbench.harness.training import decoded_for_training, fit, shared_model, snapshots_in, support_of
-from inpbench.harness.weights import WeightStore
+from inpbench.harness.weights import BesideCheckpoint, WeightStore
 
 if TYPE_CHECKING:
     from inpbench.harness.process_group import Team
@@ -216,7 +216,8 @@ def units_of(cell: Cell) -> dict[str, Unit]:
         return {category: Unit((category,), (category,)) for category in cell.manifest.categories}
     if cell.setting.unit == "direction":
         objects, textures = (tuple(cell.identity["groups"][kind]) for kind in ("objects", "textures"))
-        return {"objects": Unit(objects, textures), "textures": Unit(textures, objects)}
+        units = {"objects": Unit(objects, textures), "textures": Unit(textures, objects)}
+        return {kind: unit for kind, unit in units.items() if unit.tested}  # a checkpoint is of one kind
     return {"all": Unit(cell.manifest.categories, cell.manifest.categories)}
 
 
@@ -295,8 +296,7 @@ def build_method(cell: Cell, options: Options, progress: Progress, setting: str,
         dtype=options.dtype,
         seed=cell.seed,
         setting=setting,
-        # An official checkpoint holds its encoder: the tensors drawn here are all replaced by it.
-        weights=options.weights if cell.request.checkpoint is None else WeightStore("random"),
+        weights=options.weights if cell.request.checkpoint is None else BesideCheckpoint(options.weights),
         snapshots=snapshots,
         progress=progress,
         shots=cell.shots,

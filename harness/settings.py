@@ -7,9 +7,11 @@ objects and textures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from inpbench.harness.api import DatasetInfo
 from inpbench.harness.errors import UsageError, did_you_mean
 
 
@@ -82,3 +84,29 @@ def get_setting(name: str) -> Setting:
     if name not in SETTINGS:
         raise UsageError(f"Unknown setting '{name}'. {did_you_mean(name, SETTINGS)}", "Type: bench list settings")
     return SETTINGS[name]
+
+
+def groups_of(dataset: DatasetInfo, categories: Sequence[str], *, one: bool = False) -> dict[str, list[str]]:
+    """The categories by kind, `objects` and `textures`: both; `one`: one of them, tested with a model of the other kind.
+
+    Raises `UsageError` where that is not what the categories are.
+    """
+    groups = {
+        "objects": [category for category in categories if category not in dataset.textures],
+        "textures": [category for category in categories if category in dataset.textures],
+    }
+    if not dataset.textures:
+        why = f"{dataset.name} does not say which categories are textures"
+        raise UsageError(f"cross_class needs objects and textures; {why}.", "Type for example: --dataset mvtec_ad")
+    missing = [kind for kind, members in groups.items() if not members]
+    if one and not missing:
+        raise UsageError(
+            "--checkpoint is one model, of objects or of textures, and both are to be tested.",
+            f"Type: --categories {','.join(groups['textures'])}, with a model of the objects",
+        )
+    if missing and not one:
+        raise UsageError(
+            f"cross_class needs objects and textures; {dataset.name} has no {missing[0]} among {', '.join(categories)}.",
+            "Type for example: --dataset mvtec_ad",
+        )
+    return groups

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -214,12 +214,13 @@ def _latex(table: Table) -> str:
 
 
 def terminal(tables: Sequence[Table], width: int) -> Group:
-    """The tables as something rich prints; what is too wide is drawn as two tables, metrics and details."""
+    """The tables as something rich prints; what is too wide is drawn as several: metrics first, details below."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[Any] = []
     for table in tables:
+<<<<<<< HEAD
         parts.append(Text(harmless(table.title), style="bold"))
         parts += [Text(harmless(line), style="dim") for line in table.caption]
         details = [index for index, column in enumerate(table.columns) if column.detail]
@@ -228,6 +229,11 @@ def terminal(tables: Sequence[Table], width: int) -> Group:
             parts.append(_drawn(table, [0, *details]))
         else:
             parts.append(_drawn(table, range(len(table.columns))))
+=======
+        parts.append(Text(table.title, style="bold"))
+        parts += [Text(line, style="dim") for line in table.caption]
+        parts += [_drawn(table, widths) for widths in _layout(table, width)]
+>>>>>>> wip/gaps
         if any(cell.best for row in table.rows for cell in row):
             parts.append(Text("* the best of its column", style="dim"))
         parts += [Text(harmless(f"[{symbol}] {note}"), style="dim") for symbol, note in table.footnotes]
@@ -241,22 +247,77 @@ def _terminal_cell(cell: Cell) -> str:
     return cell.text + ("*" if cell.best else "") + (f" [{','.join(cell.marks)}]" if cell.marks else "")
 
 
-def _natural_width(table: Table) -> int:
-    """Characters of the widest line, without folding anything; 3 between columns."""
-    widths = [len(column.title) for column in table.columns]
-    for row in table.rows:
-        widths = [max(width, len(_terminal_cell(cell)), len(cell.second)) for width, cell in zip(widths, row, strict=True)]
-    return sum(widths) + 3 * len(widths)
+def _layout(table: Table, width: int) -> list[dict[int, int]]:
+    """The tables that one is drawn as: columns by number with their widths. What a row is called begins each of them."""
+    # A row is called by its first column, and in a table of pairs by two: all texts at the beginning.
+    called = next((index for index, column in enumerate(table.columns) if not column.left), len(table.columns)) or 1
+    natural, least = _widths(table)
+    least[:called] = [min(characters, max(width // (2 * called) - _GAP, 8)) for characters in least[:called]]
+    if _total(natural) <= width:
+        return [dict(enumerate(natural))]
+    keys, parts = list(range(called)), []
+    for detail in (False, True):
+        columns = [index for index in range(called, len(table.columns)) if table.columns[index].detail is detail]
+        parts += _split(columns, least, width - _total([least[index] for index in keys]))
+    return [_stretched([*keys, *part], natural, least, width) for part in parts or [[]]]
 
 
-def _drawn(table: Table, indices: Sequence[int]) -> RichTable:
+def _split(columns: Sequence[int], least: Sequence[int], room: int) -> list[list[int]]:
+    """The columns in as few parts as fit into `room`, as even as they can be."""
+
+    def parts_within(limit: int) -> list[list[int]]:
+        parts: list[list[int]] = []
+        for index in columns:
+            if not parts or _total([least[known] for known in (*parts[-1], index)]) > limit:
+                parts.append([])
+            parts[-1].append(index)
+        return parts
+
+    fewest = len(parts_within(room))
+    narrowest = next((limit for limit in range(max(room, 0)) if len(parts_within(limit)) <= fewest), room)
+    return parts_within(narrowest)
+
+
+_GAP = 3  # characters between two columns
+_TEXT = 24  # characters that a text may be folded to
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + _GAP * len(widths)
+
+
+def _widths(table: Table) -> tuple[list[int], list[int]]:
+    """Of each column: without folding anything, and the least that can be read (numbers stay whole, texts and heads fold)."""
+    natural, least = [], []
+    for index, column in enumerate(table.columns):
+        cells = [max(len(_terminal_cell(row[index])), len(row[index].second)) for row in table.rows]
+        broadest = max(cells, default=0)
+        word = max((len(word) for word in column.title.split()), default=0)
+        natural.append(max(len(column.title), broadest))
+        least.append(max(min(word, _TEXT), min(broadest, _TEXT) if column.left else broadest))
+    return natural, least
+
+
+def _stretched(indices: Sequence[int], natural: Sequence[int], least: Sequence[int], width: int) -> dict[int, int]:
+    """The least widths of columns, and the rest of the line for those that lack most."""
+    widths = {index: least[index] for index in indices}
+    for _ in range(width - _total(list(widths.values()))):
+        lacking = max(indices, key=lambda index: natural[index] - widths[index])
+        if widths[lacking] >= natural[lacking]:
+            break
+        widths[lacking] += 1
+    return widths
+
+
+def _drawn(table: Table, widths: Mapping[int, int]) -> RichTable:
     from rich import box
     from rich.table import Table as Drawing
     from rich.text import Text
 
     drawing = Drawing(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for index in indices:
+    for index, width in widths.items():
         column = table.columns[index]
+<<<<<<< HEAD
         whole = index == 0 and max((len(row[0].text) for row in table.rows), default=0) <= WHOLE_NAME
         justify: Literal["left", "right"] = "left" if column.left else "right"
         drawing.add_column(Text(harmless(column.title)), justify=justify, overflow="fold", no_wrap=whole)
@@ -264,6 +325,13 @@ def _drawn(table: Table, indices: Sequence[int]) -> RichTable:
         texts = []
         for cell in (row[index] for index in indices):
             text = Text(harmless(_terminal_cell(cell)), style="bold green" if cell.best else "")
+=======
+        drawing.add_column(Text(column.title), justify="left" if column.left else "right", overflow="fold", width=width)
+    for row in table.rows:
+        texts = []
+        for cell in (row[index] for index in widths):
+            text = Text(_terminal_cell(cell), style="bold green" if cell.best else "")
+>>>>>>> wip/gaps
             if cell.second:
                 text.append(f"\n{cell.second}", style="dim")
             texts.append(text)

@@ -1,4 +1,4 @@
-"""A trained model to predict with: from a record and its kept tensors, or from an official checkpoint.
+"""A model to predict with: from a record and its kept tensors, from an official checkpoint, or of a method that learns nothing.
 
 Beside the method stands what the record knows about scores, from which thresholds and colour scales are chosen.
 """
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inpbench.harness import params as parameters
-from inpbench.harness.api import Method, Preprocess
+from inpbench.harness.api import Method, MethodInfo, Preprocess
 from inpbench.harness.errors import NothingError, PrerequisiteError, UsageError, did_you_mean
-from inpbench.harness.models import from_official, load_model, model_for, preprocess_of, rebuild
+from inpbench.harness.image_files import find_images
+from inpbench.harness.marks import weight_marks
+from inpbench.harness.models import from_official, load_model, model_for, preprocess_of, rebuild, untrained
 from inpbench.harness.registry import METHODS
 from inpbench.harness.scoring import DEFAULT_SCORING, Scoring
-from inpbench.harness.weights import WeightStore
+from inpbench.harness.weights import IN_CHECKPOINT, WeightStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +68,7 @@ def from_record(
     if record is None:
         raise NothingError(f"No record '{record_id}' in {store.folder}.", "Type: bench leaderboard --json")
     encoders = record.identity["weights"].values()
-    if "in the checkpoint" in encoders:
+    if IN_CHECKPOINT in encoders:
         raise PrerequisiteError(
             f"Record {record.id12} tested an official checkpoint, which holds the encoder.",
             f"Type: bench predict --checkpoint model.pth --methods {record.identity['method']} --images PATH --out DIR",
@@ -108,32 +110,69 @@ def from_checkpoint(
     preset: str,
     encoder: str | None,
     changes: Mapping[str, str],
+    weights: WeightStore,
     device: torch.device,
     category: str | None = None,
     normal: Path | None = None,
 ) -> Trained:
-    """An official `model.pth`, encoder included. category, normal: as for `from_record`.
+    """An official `model.pth`, encoder included. weights: of what it does not hold. category, normal: as for `from_record`.
 
     Raises `UsageError` where the method has no such format, `WeightsError` for a file that is broken or does not fit.
     """
     from inpbench.harness.references import enter_named
 
     info = METHODS.get(name)
-    if preset not in info.presets:
-        raise UsageError(f"{name} has no preset '{preset}'. {did_you_mean(preset, info.presets)}", "Type: bench list methods")
-    chosen = {} if encoder is None else {"encoder": encoder}
-    params = parameters.build(name, info.params, info.presets[preset], chosen, changes)
-    store = WeightStore(None)
+    params = _params(info, preset, encoder, changes)
     hint = "Type: bench predict RECORD --images PATH --out DIR"
-    method = from_official(info, params, device, lambda: store.read_file(checkpoint), hint)
+    method = from_official(info, params, device, checkpoint, weights, hint)
     entered = enter_named(info, method, category, normal, params.preprocess, device)
-    facts = {"checkpoint": store.hash_file(checkpoint), "method": name, "params": parameters.plain(params)}
+    facts = {"checkpoint": weights.hash_file(checkpoint), "method": name, "params": parameters.plain(params)}
     facts |= _said(entered, normal)
     return Trained(method, params.preprocess, DEFAULT_SCORING, f"{name} of {checkpoint.name}", facts, category=entered)
 
 
-def _said(category: str | None, normal: Path | None) -> dict[str, Any]:
-    """What a method was told, for scores.json."""
+def from_nothing(
+    name: str,
+    preset: str,
+    encoder: str | None,
+    changes: Mapping[str, str],
+    weights: WeightStore,
+    device: torch.device,
+    category: str | None,
+    normal: Path | None,
+) -> Trained:
+    """A method that needs no training: its zero_shot, or its few_shot where `normal` gives the references.
+
+    Raises `UsageError` for a method that must be trained, `WeightsError` for missing weights, and what `enter_named` raises.
+    """
+    from inpbench.harness.references import enter_named
+
+    info = METHODS.get(name)
+    setting = "zero_shot" if normal is None else "few_shot"
+    if setting not in info.untrained:
+        raise UsageError(
+            f"{name} has to be trained: bench predict needs a RECORD of it, or --checkpoint.",
+            f"Type: bench run --methods {name} --dataset NAME, then: bench predict RECORD --images PATH --out DIR",
+        )
+    params = _params(info, preset, encoder, changes)
+    identities = {spec.name: weights.identity(spec) for spec in info.weights(params)}
+    shots = 0 if normal is None else len(find_images(normal)[1])
+    method = untrained(info, params, device, weights, setting, shots)
+    entered = enter_named(info, method, category, normal, params.preprocess, device)
+    facts = {"method": name, "setting": setting, "shots": shots, "params": parameters.plain(params), "weights": identities}
+    facts |= {"marks": weight_marks(identities)} | _said(entered, normal, kept="none")
+    return Trained(method, params.preprocess, DEFAULT_SCORING, f"{name}, {setting}, not trained", facts, category=entered)
+
+
+def _params(info: MethodInfo, preset: str, encoder: str | None, changes: Mapping[str, str]) -> Any:
+    if preset not in info.presets:
+        raise UsageError(f"{info.name} has no preset '{preset}'. {did_you_mean(preset, info.presets)}", "Type: bench list methods")
+    chosen = {} if encoder is None else {"encoder": encoder}
+    return parameters.build(info.name, info.params, info.presets[preset], chosen, changes)
+
+
+def _said(category: str | None, normal: Path | None, kept: str = "those of the model") -> dict[str, Any]:
+    """What a method was told, for scores.json. kept: which references it has where none were given."""
     if category is None:
         return {}
-    return {"category": category, "references": "those of the model" if normal is None else str(normal)}
+    return {"category": category, "references": kept if normal is None else str(normal)}

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 FOLDER_VARIABLE = "INPBENCH_WEIGHTS"
 RANDOM = "random"
+IN_CHECKPOINT = "in the checkpoint"  # stands for the hash of a file that an official checkpoint makes needless
 TO_DOWNLOAD = "to be downloaded"  # stands for the hash in a dry run, which fetches nothing
 # Where published checkpoints keep the network: MAE, DeiT, BEiT, D-iGPT use `model`, MoCo and iBOT `state_dict`,
 # InCTRL `model_state`.
 _CONTAINERS = ("model", "state_dict", "teacher", "model_state")
+# Files that hold a network in two parts (PMAD's flow): each tensor's name begins with that of its part.
+_PARTS = ("encoder_state_dict", "decoder_state_dict")
 _SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 
 _hashes: dict[tuple[str, int, int], str] = {}  # (path, mtime in ns, size) -> sha256
@@ -152,6 +155,21 @@ class WeightStore:
         return ", ".join(ways)
 
 
+class BesideCheckpoint:
+    """`api.Weights` for a method that an official checkpoint is loaded into: what the checkpoint holds is drawn, then replaced."""
+
+    def __init__(self, store: WeightStore) -> None:
+        self._store = store
+
+    def identity(self, spec: WeightSpec) -> str:
+        """What goes into a record; no file is looked for that the checkpoint makes needless. Raises `WeightsError`."""
+        return IN_CHECKPOINT if spec.source == "file" and spec.in_checkpoint else self._store.identity(spec)
+
+    def state(self, spec: WeightSpec) -> dict[str, Tensor] | None:
+        """The tensors of a file that no checkpoint holds; None for the others. Raises `WeightsError`."""
+        return None if spec.in_checkpoint else self._store.state(spec)
+
+
 def _existing(path: str | Path) -> list[Path]:
     """`path` with ~ expanded, or the weight files of that folder by name; raises `WeightsError` where there is none."""
     found = expanded(path)
@@ -210,6 +228,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for key in _CONTAINERS:
         if not found and isinstance(content, Mapping):
             found = _tensors(content.get(key))
+    if not found and isinstance(content, Mapping):
+        found = {f"{part}.{key}": value for part in _PARTS for key, value in _tensors(content.get(part)).items()}
     if not found:
         described = (
             f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"

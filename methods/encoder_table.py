@@ -7,8 +7,9 @@ Known deviation kept from the originals: MoCo v3 trained its ViT-S with 12 heads
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from inpbench.harness.api import Size, WeightSpec
 from inpbench.harness.errors import UsageError, did_you_mean
@@ -194,3 +195,21 @@ def get_encoder(name: str) -> EncoderEntry:
             f"Unknown encoder '{name}'. {did_you_mean(name, ENCODERS)}", "Type for example: --encoder dinov2reg_vit_base_14"
         )
     return ENCODERS[name]
+
+
+class ConvNet(NamedTuple):
+    """A convolutional encoder, of PatchCore alone: `layers` are its stages, 1 to 4, of stride 4 to 32."""
+
+    weights: WeightSpec
+    layers: tuple[int, ...]  # those that are used
+
+
+def _torchvision(name: str, file: str) -> ConvNet:
+    return ConvNet(WeightSpec(name=name, file=file, timm=f"{name}.tv_in1k"), (2, 3))
+
+
+# The files are torchvision's (ImageNet-1k, the first recipe); timm's hub has the same tensors.
+CONVNETS: Mapping[str, ConvNet] = {
+    "wide_resnet50_2": _torchvision("wide_resnet50_2", "wide_resnet50_2-95faca4d.pth"),
+    "resnet18": _torchvision("resnet18", "resnet18-f37072fd.pth"),
+}

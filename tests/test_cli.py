@@ -253,6 +253,27 @@ def test_lists(kind: str) -> None:
     assert rows and all(row["name"] for row in rows)
 
 
+def test_help_is_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = bench("run", "--help").out
+    assert all(len(line) <= 80 for line in text.splitlines()) and "…" not in text
+    for whole in ("--pixel-cache / --no-pixel-cache", "<exact|paper|dinomaly|crr>", "$INPBENCH_DATA/NAME"):
+        assert whole in text
+    assert "Read" in bench("--help").out and "--data-root" in bench("data", "verify", "--help").out
+    monkeypatch.setenv("COLUMNS", "160")
+    assert "╭" in bench("run", "--help").out
+
+
+def test_every_encoder_that_a_method_takes_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {row["name"]: row for row in bench("list", "encoders", "--json").json()}
+    assert rows["resnet18"]["file"] == "resnet18-f37072fd.pth" and rows["wide_resnet50_2"]["only"] == "patchcore"
+    assert bench("run", "-m", "patchcore", "--encoder", "resnet18", "--weights", "random", *TINY, "--dry-run").code == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = bench("list", "encoders").out.splitlines()
+    assert {"dinov2reg_vit_large_14", "wide_resnet50_2"} <= {line.split()[0] for line in shown} and max(map(len, shown)) <= 80
+    assert any("super_multi_class" in line for line in bench("list", "methods").out.splitlines()), "words stay whole"
+
+
 def test_list_of_parameters() -> None:
     rows = {row["parameter"]: row for row in bench("list", "methods", "--params", "inp_former", "--json").json()}
     assert rows["inp_num"]["default"] == 6 and rows["batch_size"]["default"] == 16

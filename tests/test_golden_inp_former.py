@@ -46,18 +46,11 @@ KINDS: dict[str, Callable[[Case], None]] = {
 }
 
 
-def handler(name: str) -> Callable[[Case], None]:
-    for beginning, check in KINDS.items():
-        if name.startswith(beginning):
-            return check
-    raise AssertionError(f"golden case {FAMILY}/{name} is of a kind that this runner does not know: {', '.join(KINDS)}")
-
-
 @pytest.mark.parametrize("name", golden.case_names(FAMILY))
 def test_case(name: str) -> None:
-    handler(name)(golden.read_case(FAMILY, name))
+    golden.by_beginning(FAMILY, name, KINDS)(golden.read_case(FAMILY, name))
 
 
 def test_an_unknown_kind_fails() -> None:
     with pytest.raises(AssertionError, match="does not know"):
-        handler("something_else_s1")
+        golden.by_beginning(FAMILY, "something_else_s1", KINDS)

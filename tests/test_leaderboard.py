@@ -224,6 +224,42 @@ def test_terminal_marks_the_best_without_colour_and_splits_when_narrow():
     assert all(len(line) <= 90 for line in narrow.splitlines() if "│" in line or "───" in line)
 
 
+LONG = "pmad(tokenizer=vqkd, start=scratch, dim=32, depth=2, heads=2, flow_epochs=1, flow_passes=1, flow_batch=4)"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 140])
+def test_long_names_fold_and_heads_and_numbers_do_not(width):
+    metrics = ("I-AUROC", "I-AP", "I-F1max", "P-AUROC", "P-AP", "P-F1max", "AUPRO")
+    details = [Column("encoder", left=True, detail=True), Column("fit s", detail=True)]
+    columns = [Column("method", left=True), *map(Column, metrics), *details]
+    numbers = [Cell(f"9{n}.{n}4", second="98.10 to 99.92") for n in range(7)]
+    row = [Cell(LONG, ("1",)), *numbers, Cell("dinov2reg_vit_base_14"), Cell("12.3")]
+    text = render([Table("t", [], columns, [row])], "terminal", width)
+    assert all(len(line) <= width for line in text.splitlines())
+    for whole in (*metrics, "encoder", *(f"9{n}.{n}4" for n in range(7)), "dinov2reg_vit_base_14", "tokenizer=vqkd,"):
+        assert whole in text, whole
+    assert text.count("98.10 to 99.92") == 7 and text.count("method") == text.count("flow_batch=4)") >= 2
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_row_of_a_split_table_of_pairs_keeps_both_names(width):
+    names = ("first", "second", "difference", "low", "high", "p", "verdict")
+    columns = [Column(name, left=name in ("first", "second", "verdict")) for name in names]
+    values = ("+1.00", "+0.10", "+2.00", "0.020")
+    rows = [[Cell(text) for text in (LONG, other, *values, f"{other} is better")] for other in ("aaa", "bbb")]
+    text = render([Table("t", [], columns, rows)], "terminal", width)
+    assert text.count("first") == text.count("second") >= 1 and all(name in text for name in names)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert text.count(" aaa ") == text.count(" bbb ") >= text.count("first")
+
+
+def test_columns_of_a_split_table_are_even():
+    columns = [Column("method", left=True), *(Column(f"metric{n}") for n in range(8))]
+    text = render([Table("t", [], columns, [[Cell("m" * 20), *(Cell("1.00") for _ in range(8))]])], "terminal", 90)
+    heads = [line.split()[1:] for line in text.splitlines() if line.strip().startswith("method")]
+    assert [len(head) for head in heads] == [4, 4]
+
+
 def test_every_format_shows_the_second_line_and_marks():
     cell = Cell("97.00", ("1",), "97.50 (-0.50)", best=True)
     table = Table("t", ["c"], [Column("m", left=True)], [[cell]], [("1", "note")], ["b"])

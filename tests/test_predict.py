@@ -271,7 +271,7 @@ def test_tiles_need_thresholds_of_their_own(trained: tuple[Path, str], tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["--images", ".", "--out", "/nonexistent/x"], 2, "RECORD or --checkpoint"),
+        (["--images", ".", "--out", "/nonexistent/x"], 2, "a RECORD, --checkpoint, or a method"),
         (["abcdef123456", "--images", "tests/nowhere", "--out", "x"], 4, "No record"),
         (["abcdef", "--images", "x", "--out", "y", "--threshold", "high"], 2, "no rule"),
         (["abcdef", "--images", "x", "--out", "y", "--tile", "big"], 2, "--tile"),
@@ -284,6 +284,33 @@ def test_predict_errors(arguments: list[str], code: int, text: str, tmp_path: Pa
     monkeypatch.setenv("INPBENCH_RESULTS", str(tmp_path))
     outcome = bench("predict", *arguments)
     assert outcome.code == code and text in outcome.err, outcome.err
+
+
+def test_a_method_that_is_not_trained_needs_no_record(tmp_path: Path) -> None:
+    photos, good = tmp_path / "photos", tmp_path / "good"
+    for folder, count in ((photos, 2), (good, 3)):
+        folder.mkdir()
+        for index in range(count):
+            Image.effect_noise((96, 80), 30.0 + index).convert("RGB").save(folder / f"{index}.png")
+    winclip = ["predict", "-m", "winclip", "--preset", "smoke", "--images", photos]
+    told = [*winclip, "--weights", "random", "--category", "metal nut"]
+
+    def model_of(name: str, *more: object) -> dict[str, Any]:
+        outcome = bench(*told, "--out", tmp_path / name, *more, "--json")
+        assert outcome.code == 0, outcome.err
+        content = outcome.json()
+        assert all(np.isfinite(row["score"]) for row in content["images"]) and len(content["images"]) == 2
+        facts: dict[str, Any] = content["model"]
+        return facts
+
+    alone, shown = model_of("alone"), model_of("shown", "--normal", good)
+    assert (alone["setting"], alone["references"]) == ("zero_shot", "none")
+    assert (shown["setting"], shown["shots"], shown["references"]) == ("few_shot", 3, str(good))
+    assert alone["marks"] == ["random weights"] and alone["category"] == "metal nut"
+    assert "--category NAME" in bench(*winclip, "--weights", "random", "--out", tmp_path / "x").err
+    trained = bench("predict", "-m", "dinomaly", "--images", photos, "--out", tmp_path / "x")
+    assert trained.code == 2 and "has to be trained" in trained.err and "--methods dinomaly" in trained.err
+    assert not (tmp_path / "x").exists()
 
 
 def test_out_inside_images_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import typer
 
 from inpbench.harness.cli import app as app_verb
 from inpbench.harness.cli import data, doctor, export, lists, predict, report, reproduce, rescore, run, tables
+from inpbench.harness.cli.options import Verb
 from inpbench.harness.errors import EXIT_INTERRUPTED, EXIT_NEGATIVE, EXIT_USAGE, BenchError, UsageError
 
 app = typer.Typer(
@@ -57,18 +58,18 @@ def options(
         )
 
 
-app.command("run", rich_help_panel="Run")(run.run)
-app.command("predict", rich_help_panel="Run")(predict.predict)
-app.command("reproduce", rich_help_panel="Run")(reproduce.reproduce)
-app.command("export", rich_help_panel="Run")(export.export)
-app.command("app", rich_help_panel="Run")(app_verb.app)
-app.command("leaderboard", rich_help_panel="Read")(tables.leaderboard)
-app.command("compare", rich_help_panel="Read")(tables.compare)
-app.command("report", rich_help_panel="Read")(report.report)
-app.command("rescore", rich_help_panel="Read")(rescore.rescore)
-app.command("check", rich_help_panel="Read")(tables.check)
-app.command("list", rich_help_panel="Look up")(lists.list_)
-app.command("doctor", rich_help_panel="Look up")(doctor.doctor)
+app.command("run", cls=Verb, rich_help_panel="Run")(run.run)
+app.command("predict", cls=Verb, rich_help_panel="Run")(predict.predict)
+app.command("reproduce", cls=Verb, rich_help_panel="Run")(reproduce.reproduce)
+app.command("export", cls=Verb, rich_help_panel="Run")(export.export)
+app.command("app", cls=Verb, rich_help_panel="Run")(app_verb.app)
+app.command("leaderboard", cls=Verb, rich_help_panel="Read")(tables.leaderboard)
+app.command("compare", cls=Verb, rich_help_panel="Read")(tables.compare)
+app.command("report", cls=Verb, rich_help_panel="Read")(report.report)
+app.command("rescore", cls=Verb, rich_help_panel="Read")(rescore.rescore)
+app.command("check", cls=Verb, rich_help_panel="Read")(tables.check)
+app.command("list", cls=Verb, rich_help_panel="Look up")(lists.list_)
+app.command("doctor", cls=Verb, rich_help_panel="Look up")(doctor.doctor)
 app.add_typer(data.app, name="data", rich_help_panel="Look up")
 
 

@@ -66,7 +66,7 @@ def app(
     sources = []
     if checkpoint is not None:
         changes = {**split_settings(set_ or []).get(method, {}), **({"encoder": encoder} if encoder else {})}
-        sources.append(checkpoint_source(checkpoint, method, preset, changes, WeightStore(weights), where))
+        sources.append(checkpoint_source(checkpoint, method, preset, changes, WeightStore(weights, download=download), where))
     if checkpoint is None or records:
         sources += record_sources(store, records or [], weights_of, where)
     if not sources:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inpbench.harness.cli.options import DataRoot, Json, Set
+from inpbench.harness.cli.options import DataRoot, Json, Set, Verb
 from inpbench.harness.console import harmless
 from inpbench.harness.errors import EXIT_NEGATIVE
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from inpbench.harness.api import DatasetInfo
     from inpbench.harness.audit import AuditReport
 
-app = typer.Typer(name="data", help="Look at a data set before anything is trained on it.", no_args_is_help=True)
+app = typer.Typer(
+    name="data", help="Get, convert, check and look at a data set before anything is trained on it.", no_args_is_help=True
+)
 
 Name = Annotated[str, typer.Argument(help="A data set (bench list datasets).")]
 
@@ -30,7 +32,7 @@ def _open(name: str, set_: list[str] | None, data_root: Path | None) -> tuple[Da
     return info, params, locate(info, params, data_root)
 
 
-@app.command()
+@app.command(cls=Verb)
 def verify(
     name: Name,
     data_root: DataRoot = None,
@@ -89,7 +91,7 @@ def _print_report(report: AuditReport) -> None:
     console.print(f"{len(document['files'])} findings in {document['root']}: {errors}", markup=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Verb)
 def show(
     name: Name,
     data_root: DataRoot = None,
@@ -124,7 +126,7 @@ def show(
         typer.echo(f"wrote {out}", err=True)
 
 
-@app.command()
+@app.command(cls=Verb)
 def prepare(
     name: Name,
     from_: Annotated[Path, typer.Option("--from", metavar="RAW", help="The published files, unpacked.", show_default=False)],
@@ -151,7 +153,7 @@ def prepare(
     typer.echo(f"{done.target}: {done.files} files, {new}. Next: bench data verify {name} --data-root {done.target}")
 
 
-@app.command()
+@app.command(cls=Verb)
 def download(
     name: Name,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The new folder.", show_default=False)],
@@ -189,7 +191,7 @@ def _next(info: DatasetInfo, root: Path) -> str:
     return f"Next: bench data verify {info.name} --data-root {root}"
 
 
-@app.command("lists")
+@app.command("lists", cls=Verb)
 def lists_(
     name: Name,
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The new folder of the lists.", show_default=False)],

@@ -147,7 +147,7 @@ def _metrics() -> list[dict[str, Any]]:
 def _encoders() -> list[dict[str, Any]]:
     from inpbench.harness.registry import resolve
 
-    return [
+    transformers = [
         {
             "name": entry.name,
             "dim": entry.dim,
@@ -157,6 +157,11 @@ def _encoders() -> list[dict[str, Any]]:
             "file": entry.weights.file or "ships with inpbench",
         }
         for entry in resolve("inpbench.methods.encoder_table:ENCODERS").values()
+    ]
+    convolutional = resolve("inpbench.methods.encoder_table:CONVNETS")
+    return transformers + [
+        {"name": name, "layers": list(entry.layers), "file": entry.weights.file, "only": "patchcore"}
+        for name, entry in convolutional.items()
     ]
 
 
@@ -176,7 +181,8 @@ def _parameters(kind: Kind, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-_DETAILS = ("members", "presets", "version", "paper")  # of methods: in --json, where they do not squeeze the rest
+_DETAILS = ("members", "presets", "version", "paper", "dim")  # in --json, where they do not squeeze the rest
+_WORD = 18  # characters of a word that are not folded
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
@@ -190,7 +196,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = list(dict.fromkeys(key for row in rows for key in row if key not in _DETAILS))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        words = " ".join([column, *(_text(row.get(column)) for row in rows)]).split()
+        least = max(min(len(word), _WORD) for word in words)
+        table.add_column(column, overflow="fold", min_width=least, no_wrap=column == columns[0])  # a name is there to be copied
     for row in rows:
         table.add_row(*(Text(_text(row.get(column))) for column in columns))
     Console().print(table)
@@ -199,4 +207,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
 def _text(value: Any) -> str:
     if value is None or value == []:
         return "-"
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    if len(value) > 3 and all(isinstance(item, int) for item in value) and list(value) == list(range(value[0], value[-1] + 1)):
+        return f"{value[0]}-{value[-1]}"
+    return ", ".join(map(str, value))

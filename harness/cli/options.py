@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from inpbench.harness.errors import UsageError
 from inpbench.harness.user_paths import expanded
@@ -28,6 +30,16 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME.KEY=VALUE", help="Change a parameter of a method or data set; may be repeated."),
 ]
+
+
+class Verb(TyperCommand):
+    """A verb whose --help is plain text in a narrow terminal, where boxes of four columns would leave no room for words."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Typer's, with or without boxes."""
+        if shutil.get_terminal_size().columns < 100:
+            self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
 
 
 def results_folder(given: Path | None) -> Path:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from inpbench.harness.predictor import Predictor
     from inpbench.harness.thresholds import Threshold
     from inpbench.harness.trained import Trained
+    from inpbench.harness.weights import WeightStore
 
 
 class MapFormat(str, Enum):
@@ -59,7 +60,7 @@ def predict(
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="FILE|DIR", help="An official model.pth, instead of a record.")
     ] = None,
-    methods: Annotated[str, typer.Option("--methods", "-m", help="The checkpoint's method.")] = "",
+    methods: Annotated[str, typer.Option("--methods", "-m", help="The checkpoint's method, or one that is not trained.")] = "",
     preset: option.Preset = "paper",
     encoder: option.Encoder = None,
     set_: Set = None,
@@ -74,15 +75,19 @@ def predict(
     """Score images with a trained model; maps lie on each image's own pixels, colours mean the same in all of them.
 
     bench predict 3f9c1a20 --images photos --out predicted --threshold quantile=0.995
+
+    bench predict --methods winclip --category "metal nut" --images photos --out predicted
     """
     from inpbench.harness.cli.where import find_device
     from inpbench.harness.console import Live
     from inpbench.harness.predictor import Predictor
     from inpbench.harness.thresholds import parse_rule
+    from inpbench.harness.weights import WeightStore
 
-    if bool(record) == (checkpoint is not None):
+    if (bool(record) and checkpoint is not None) or not (record or checkpoint or methods):
         raise UsageError(
-            "bench predict needs either a RECORD or --checkpoint.", "Type: bench predict RECORD --images PATH --out DIR"
+            "bench predict needs a RECORD, --checkpoint, or a method that is not trained (--methods winclip): one of them.",
+            "Type: bench predict RECORD --images PATH --out DIR",
         )
     if threshold is not None:
         parse_rule(threshold)
@@ -90,10 +95,11 @@ def predict(
     tile_size = None if tile is None else _tile_size(tile)
     _check_out(out, images)
     torch_device = find_device(device)
-    if checkpoint is None:
+    if record:
         trained = _record_model(record, results, weights, download, torch_device, model, category, normal)
     else:
-        trained = _checkpoint_model(checkpoint, methods, preset, encoder, set_ or [], torch_device, category, normal)
+        store = WeightStore(weights, download=download)
+        trained = _model_of_method(checkpoint, methods, preset, encoder, set_ or [], store, torch_device, category, normal)
     predictor = Predictor(
         trained.method, trained.preprocess, torch_device, trained.scoring, tile_size, overlap if tile_size else 0, batch
     )
@@ -144,25 +150,27 @@ def _record_model(
     return from_record(RecordStore(results_folder(results)), record, weights, download, device, model, category, normal)
 
 
-def _checkpoint_model(
-    checkpoint: Path,
+def _model_of_method(
+    checkpoint: Path | None,
     methods: str,
     preset: str,
     encoder: str | None,
     changes: list[str],
+    weights: WeightStore,
     device: torch.device,
     category: str | None,
     normal: Path | None,
 ) -> Trained:
     from inpbench.harness.params import split_settings
-    from inpbench.harness.trained import from_checkpoint
+    from inpbench.harness.trained import from_checkpoint, from_nothing
 
     if not methods:
         raise UsageError("--checkpoint needs its method.", "Type: --methods inp_former")
     asked = split_settings(changes)
     if others := set(asked) - {methods}:
         raise UsageError(f"--set {sorted(others)[0]}.…: only {methods} has parameters here.", f"Type: --set {methods}.KEY=VALUE")
-    return from_checkpoint(checkpoint, methods, preset, encoder, asked.get(methods, {}), device, category, normal)
+    described = (methods, preset, encoder, asked.get(methods, {}), weights, device, category, normal)
+    return from_nothing(*described) if checkpoint is None else from_checkpoint(checkpoint, *described)
 
 
 def _work(
@@ -280,7 +288,8 @@ def _print(content: dict[str, Any], out: Path, trained: Trained, live: Any, json
         )
         live.console.print(message, markup=False, style="yellow", soft_wrap=True)
     if limit is None and (content["model"]["tile"] is not None or trained.scores is None):
-        live.console.print("No threshold, so no verdicts: --normal DIR chooses one from normal images.", markup=False)
+        how = "--normal DIR chooses one from normal images" if trained.category is None else "--threshold NUMBER gives one"
+        live.console.print(f"No threshold, so no verdicts: {how}.", markup=False)
     for mark in trained.facts.get("marks", []):
         live.console.print(f"Model: {mark}", markup=False)
     skipped = sum(row["status"] == "skipped" for row in rows)

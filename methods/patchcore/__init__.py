@@ -5,31 +5,12 @@ Importing this folder imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from inpbench.harness.api import MethodInfo, Preprocess, Size, WeightSpec
 from inpbench.harness.errors import UsageError, did_you_mean
-from inpbench.methods.encoder_table import ENCODERS
+from inpbench.methods.encoder_table import CONVNETS, ENCODERS
 
-
-class ConvNet(NamedTuple):
-    """A convolutional encoder: `layers` are its stages, 1 to 4, of stride 4 to 32."""
-
-    weights: WeightSpec
-    layers: tuple[int, ...]  # those that are used
-
-
-def _torchvision(name: str, file: str) -> ConvNet:
-    return ConvNet(WeightSpec(name=name, file=file, timm=f"{name}.tv_in1k"), (2, 3))
-
-
-# The files are torchvision's (ImageNet-1k, the first recipe); timm's hub has the same tensors.
-CONVNETS: Mapping[str, ConvNet] = {
-    "wide_resnet50_2": _torchvision("wide_resnet50_2", "wide_resnet50_2-95faca4d.pth"),
-    "resnet18": _torchvision("resnet18", "resnet18-f37072fd.pth"),
-}
 VIT_LAYERS = (5, 9)  # of 12 blocks: the ends of the two groups that the reconstruction methods compare
 LARGE_LAYERS = (10, 18)  # of 24
 
@@ -38,7 +19,7 @@ LARGE_LAYERS = (10, 18)  # of 24
 class PatchCoreParams:
     """Defaults are the paper's for MVTec AD with a tenth of the patches kept."""
 
-    encoder: str = "wide_resnet50_2"  # wide_resnet50_2, resnet18, or a name of `bench list encoders`
+    encoder: str = "wide_resnet50_2"  # any name of `bench list encoders`
     input_size: Size = (256, 256)  # resize, bilinear, aspect ratio not kept
     crop_size: Size = (224, 224)  # centre crop
     layers: tuple[int, ...] | None = None  # stages of a convolutional encoder (none: 2,3), blocks of a ViT (none: 5,9)

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from inpbench.harness.api import Context
 from inpbench.methods.checkpoint import load_strictly
+from inpbench.methods.encoder_table import CONVNETS
 from inpbench.methods.encoders import build_encoder
 from inpbench.methods.fusion import to_grid
-from inpbench.methods.patchcore import CONVNETS, PatchCoreParams
+from inpbench.methods.patchcore import PatchCoreParams
 
 
 class ConvBackbone(nn.Module):

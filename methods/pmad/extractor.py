@@ -47,6 +47,10 @@ class EfficientNet(nn.Module):
         own = self.network.state_dict()
         load_strictly(self.network, {key: value for key, value in state.items() if key in own}, "tf_efficientnet_b6")
 
+    def load_own(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `official_state`, which is what ProtoFlow's file has; raises `WeightsError` naming what differs."""
+        load_strictly(self.network, state, "tf_efficientnet_b6 up to stride 16")
+
 
 class BuiltinMaps(nn.Module):
     """The built-in encoder at two sizes: its tokens on a grid of `fine` x `fine` (28 or 14), and on one of 14 x 14."""
@@ -63,6 +67,14 @@ class BuiltinMaps(nn.Module):
         if self.fine == COARSE:
             return self._maps(images, COARSE, [SHARP, WIDE])
         return self._maps(images, self.fine, [SHARP]) + self._maps(images, COARSE, [WIDE])
+
+    def official_state(self) -> dict[str, Tensor]:
+        """The constants of the filter bank."""
+        return self.encoder.official_state()
+
+    def load_own(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `official_state`; raises `WeightsError` naming what differs."""
+        self.encoder.load_official(state)
 
     def _maps(self, images: Tensor, side: int, layers: list[int]) -> list[Tensor]:
         sized = F.interpolate(images, size=(side * PATCH, side * PATCH), mode="bilinear", align_corners=False, antialias=True)

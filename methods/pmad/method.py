@@ -21,7 +21,7 @@ from inpbench.harness.api import Context, Prediction, TrainingSet
 from inpbench.harness.errors import UsageError, WeightsError
 from inpbench.methods.checkpoint import load_strictly
 from inpbench.methods.memory_bank import as_vectors
-from inpbench.methods.pmad import oracle
+from inpbench.methods.pmad import official, oracle
 from inpbench.methods.pmad.banks import Bank, digest, from_state, pooled, split, to_state
 from inpbench.methods.pmad.extractor import build_extractor
 from inpbench.methods.pmad.fitting import Embedded, build_model, train_flow, train_reconstruction
@@ -131,7 +131,7 @@ class Pmad:
         elif category not in self.banks:
             raise UsageError(
                 f"pmad needs normal images of {category} and was given none.",
-                "Use a setting that has them: --setting multi_class, single_class or cross_class.",
+                "Type: --normal DIR; in a run, a setting that has them: --setting multi_class, single_class or cross_class.",
             )
         self._category = category
 
@@ -303,3 +303,19 @@ class Pmad:
             if key.startswith("consulted/")
         }
         self._category, self._everything = None, None
+
+    def official_files(self) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """The content of each of the authors' files by its name; prototypes and tokenizer are in none."""
+        return official.files(self)
+
+    def official_state(self) -> dict[str, Tensor]:
+        """The tensors of both files together."""
+        return official.state_of(self)
+
+    def load_official(self, state: Mapping[str, Tensor]) -> None:
+        """Load the tensors of `checkpoint-*.pth` and ProtoFlow's `weights_*.pt` together; call `enter` next.
+
+        Strict, raises `WeightsError` naming what is missing or differs.
+        """
+        official.load(self, state)
+        self.banks, self.consulted, self._category, self._everything = {}, {}, None, None

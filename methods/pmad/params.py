@@ -27,12 +27,16 @@ EFFICIENTNET = WeightSpec(
 BEIT = WeightSpec(name="beit_base_16_pt22k", file="beit_base_patch16_224_pt22k.pth", url=f"{_UNILM}/beit (pretraining, pt22k)")
 BEIT_LARGE = WeightSpec(name="beit_large_16_pt22k", file="beit_large_patch16_224_pt22k.pth", url=f"{_UNILM}/beit (pretraining)")
 VQKD = WeightSpec(
-    name="vqkd_clip", file="vqkd_encoder_base_decoder_1x768x12_clip-d93179da.pth", url=f"{_UNILM}/beit2 (VQ-KD tokenizer, CLIP)"
+    name="vqkd_clip",
+    file="vqkd_encoder_base_decoder_1x768x12_clip-d93179da.pth",
+    url=f"{_UNILM}/beit2 (VQ-KD tokenizer, CLIP)",
+    in_checkpoint=False,
 )
 DALLE = WeightSpec(
     name="dalle_encoder",
     file="dalle_encoder.pth",
     url="https://cdn.openai.com/dall-e/encoder.pkl (convert it as methods/pmad/params.py says)",
+    in_checkpoint=False,
 )
 
 Tokenizer = Literal["vqkd", "dalle", "kmeans"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def read_case(family: str, name: str) -> Case:
         with np.load(folder / f"{name}.npz", allow_pickle=False) as data:
             arrays = {key: data[key] for key in data.files}
     return Case(family, name, json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), arrays)
+
+
+def by_beginning(family: str, name: str, kinds: Mapping[str, Callable[[Case], None]]) -> Callable[[Case], None]:
+    """How a case is checked, by the beginning of its name; an unknown one fails."""
+    for beginning, check in kinds.items():
+        if name.startswith(beginning):
+            return check
+    raise AssertionError(f"golden case {family}/{name} is of a kind that this runner does not know: {', '.join(kinds)}")
 
 
 def data_folder() -> Path:
