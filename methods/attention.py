@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inpbench.methods import narrow_heads
+
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """(B, N, parts * D) as `parts` tensors (B, heads, N, d)."""
@@ -48,8 +50,13 @@ class LinearAttention(_SelfAttention):
     eps is added to the denominator, which underflows to 0 (NaN) for inputs below about -17 in float32; the published class has 0.
     """
 
+    whole = False  # whether training may use `methods.narrow_heads`; the fast engine switches it on
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
+        if self.whole and narrow_heads.pays(x, self.heads):
+            output: Tensor = self.proj(narrow_heads.linear_attention(self.qkv(x), self.heads, self.eps))
+            return output
         return self.attend(x)[0]
 
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,12 +138,19 @@ class SoftmaxCrossAttention(_CrossAttention):
 class ReluCosineAttention(_CrossAttention):
     """A = ReLU(cos(q, k) * learn_scale), not normalised, one learned scale a head."""
 
+    whole = False  # whether training may use `methods.narrow_heads`; the fast engine switches it on
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads)
         self.learn_scale = nn.Parameter(torch.ones(heads, 1, 1))
 
     def forward(self, queries: Tensor, source: Tensor) -> Tensor:
         """Queries (B, N, D), source (B, M, D) -> (B, N, D)."""
+        if self.whole and narrow_heads.pays(queries, self.heads):
+            k, v = self.kv(source).chunk(2, dim=-1)  # (B, M, D) each
+            weights = narrow_heads.relu_cosine(self.q(queries), k, self.learn_scale, self.heads)
+            output: Tensor = self.proj(weights @ narrow_heads.spread(v, self.heads))
+            return output
         return self.attend(queries, source)[0]
 
     def attend(self, queries: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

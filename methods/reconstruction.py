@@ -71,6 +71,10 @@ class ReconstructionMethod(ABC):
             torch.manual_seed(ctx.seed)
             self.network = self.build()
         self.network.to(device=ctx.device, dtype=ctx.dtype).eval()
+        if ctx.engine == "fast":
+            for module in self.network.modules():
+                if hasattr(module, "whole"):
+                    module.whole = True
         if ctx.engine == "reference":
             for module in self.encoder.modules():
                 if hasattr(module, "fused_attn"):  # timm's: attention by its explicit matrix, as the originals
