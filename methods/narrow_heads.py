@@ -1,9 +1,10 @@
 """The attentions of the decoders for narrow heads on a CPU: whole matrices of D channels instead of a small product a head.
 
-With S block-diagonal (what belongs to two different heads is 0), every head is computed by one product and tokens never leave the
-layout (B, N, D). That is H times the operations of a product a head, and still several times faster where heads have a few channels:
-matrix units are idle in a product of 8 x 8, and transposed copies cost more than products. The gradients are written out, in as few
-passes over the tokens as they take. The same functions as in `methods.attention`, up to rounding; used by the fast engine alone.
+What belongs to two different heads is 0 in a block-diagonal matrix: every head is computed by one product, and tokens never leave
+the layout (B, N, D). That is H times the operations of a product a head, and less time where heads have a few channels: products of
+8 x 8 leave the processor idle, transposed copies cost more than they do. Measured on Dinomaly's preset `demo` (12 heads of 8): a step
+takes 16 % less. The gradients are written out, in as few passes over the tokens as they take. The same functions as in
+`methods.attention`, up to rounding; used by the fast engine alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ WIDEST = 16  # channels of a head
 def pays(x: Tensor, heads: int) -> bool:
     """Whether to use this module for tokens (B, N, D): gradients on a CPU, heads of at most 16 channels."""
     return (
-        torch.is_grad_enabled() and x.device.type == "cpu" and x.shape[-1] <= WIDEST * heads and not torch.is_autocast_enabled("cpu")
+        torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.shape[-1] <= WIDEST * heads
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
