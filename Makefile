@@ -47,7 +47,7 @@ docs: setup
 benchmarks: setup
 	for script in training inference loading metrics; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
-# On any CUDA machine, under 8 minutes: both engines side by side, then the tests that need a GPU; tables and logs in results/speed.
+# On any CUDA machine, under 8 minutes: both engines side by side, then the tests that need a GPU; tables and a log in results/speed.
 # Without a network: `make gpu-check SETUP=none PYTHON=python3` takes the packages that this python has (torch, timm, scikit-learn, ...).
 SETUP ?= venv
 BUDGET ?= 450

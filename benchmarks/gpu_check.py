@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ WANTED = {
     "scipy.ndimage": ("tests",),
     "pytest": ("tests",),
 }  # module -> sections without it
-TAIL = 25  # lines of a failed section's errors that are shown
+TAIL = 60  # lines of a failed section's errors that are shown
 LEAST = 15.0  # seconds: with less left a section is not begun
 
 
@@ -55,7 +56,9 @@ def sections(device: str, out: Path, options: Sequence[str]) -> list[Section]:
         table = str(out / f"{section}.md")
         return Section(section, ("-P", file, "--device", device, "--out", table, *extra, *options), limit)
 
-    tests = "import sys, pytest; sys.exit(pytest.main(['-q', '-m', 'gpu', 'tests/test_gpu.py', 'tests/test_metrics.py']))"
+    tests = (
+        "import sys, pytest; sys.exit(pytest.main(['-v', '--tb=short', '-m', 'gpu', 'tests/test_gpu.py', 'tests/test_metrics.py']))"
+    )
     return [
         script("training", "training_inp_former", 150, "--methods", "inp_former"),
         script("training", "training_dinomaly", 150, "--methods", "dinomaly"),
@@ -93,7 +96,7 @@ def run(section: Section, seconds: float, log: Path) -> str:
     """Run it for at most so many seconds, its output in `log`; returns "ok" or what went wrong."""
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            [sys.executable, *section.command], cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            [sys.executable, "-u", *section.command], cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             code = process.wait(seconds)
@@ -124,7 +127,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--budget", type=float, default=450.0, help="seconds for everything together")
     parser.add_argument("--only", help="names of sections, separated by commas")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "speed", help="folder of the tables and logs")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "speed", help="folder of the tables and the log")
     parser.add_argument("options", nargs="*", help="after `--`: passed on to the speed scripts")
     args = parser.parse_args()
     start = time.monotonic()
@@ -143,25 +146,30 @@ def main() -> int:
             parser.error(f"no section {sorted(unknown)}; there are {[section.name for section in todo]}")
         todo = [section for section in todo if section.name in args.only.split(",")]
     results: list[tuple[str, str, float]] = []
+    said = out / "gpu_check.log"  # all that is printed
+    said.unlink(missing_ok=True)
+
+    def say(*lines: str) -> None:
+        print(*lines, sep="\n", flush=True)
+        with said.open("a", encoding="utf-8") as file:
+            print(*lines, sep="\n", file=file)
+
     for section in todo:
         left = args.budget - (time.monotonic() - start)
         begin = time.monotonic()
-        log = out / f"{section.name}.log"
-        log.unlink(missing_ok=True)  # of an earlier check
         stopped = [found for name, found in lacking.items() if section.name.startswith(WANTED[name])]
         if left < LEAST:
             stopped.append("the budget is spent")
-        result = f"not begun: {'; '.join(stopped)}" if stopped else run(section, min(left, section.limit), log)
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log"
+            log.touch()
+            result = f"not begun: {'; '.join(stopped)}" if stopped else run(section, min(left, section.limit), log)
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         spent = time.monotonic() - begin
         results.append((section.name, result, spent))
-        print(f"\n===== {section.name}: {result} ({spent:.0f} s) =====", flush=True)
-        if log.exists():
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-            print("\n".join(lines if result == "ok" else lines[-TAIL:]), flush=True)
-    print("\n| section | result | seconds |", "| --- | --- | --- |", sep="\n")
-    for name, result, spent in results:
-        print(f"| {name} | {result} | {spent:.0f} |")
-    print(f"\nTables and logs: {out}. {time.monotonic() - start:.0f} s of {args.budget:.0f} s.")
+        say("", f"===== {section.name}: {result} ({spent:.0f} s) =====", *(lines if result == "ok" else lines[-TAIL:]))
+    say("", "| section | result | seconds |", "| --- | --- | --- |", *(f"| {n} | {r} | {s:.0f} |" for n, r, s in results))
+    say("", f"Tables: {out}. {time.monotonic() - start:.0f} s of {args.budget:.0f} s.")
     return 0 if all(result == "ok" for _, result, _ in results) else 1
 
 
