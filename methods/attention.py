@@ -138,19 +138,12 @@ class SoftmaxCrossAttention(_CrossAttention):
 class ReluCosineAttention(_CrossAttention):
     """A = ReLU(cos(q, k) * learn_scale), not normalised, one learned scale a head."""
 
-    whole = False  # whether training may use `methods.narrow_heads`; the fast engine switches it on
-
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads)
         self.learn_scale = nn.Parameter(torch.ones(heads, 1, 1))
 
     def forward(self, queries: Tensor, source: Tensor) -> Tensor:
         """Queries (B, N, D), source (B, M, D) -> (B, N, D)."""
-        if self.whole and narrow_heads.pays(queries, self.heads):
-            k, v = self.kv(source).chunk(2, dim=-1)  # (B, M, D) each
-            weights = narrow_heads.relu_cosine(self.q(queries), k, self.learn_scale, self.heads)
-            output: Tensor = self.proj(weights @ narrow_heads.spread(v, self.heads))
-            return output
         return self.attend(queries, source)[0]
 
     def attend(self, queries: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,10 @@
-"""The attentions of the decoders for narrow heads on a CPU: whole matrices of D channels instead of a small product a head.
+"""Linear attention with narrow heads on a CPU: whole matrices of D channels instead of a small product a head.
 
 What belongs to two different heads is 0 in a block-diagonal matrix: every head is computed by one product, and tokens never leave
 the layout (B, N, D). That is H times the operations of a product a head, and less time where heads have a few channels: products
 of 8 x 8 leave the processor idle, transposed copies cost more than they do. Measured on Dinomaly's preset `demo` (12 heads of 8):
-a step takes 16 % less. The gradients are written out, in as few passes over the tokens as they take. The same functions as in
-`methods.attention`, up to rounding; used by the fast engine alone.
+a step takes 16 % less. The gradients are written out, in as few passes over the tokens as they take. The same function as
+`methods.attention.LinearAttention`, up to rounding; used by the fast engine alone. (INP-Former's attention gains nothing by it.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_EPS = 1e-12  # F.normalize's
 WIDEST = 16  # channels of a head
 
 
@@ -41,15 +40,6 @@ def diagonal(dim: int, heads: int, dtype: torch.dtype) -> Tensor:
     """(dim, dim): 1 where two channels belong to one head, else 0."""
     member = membership(dim, heads, dtype)
     return member.t() @ member
-
-
-def spread(x: Tensor, heads: int) -> Tensor:
-    """(B, M, D) -> (B, heads * M, D): a copy for each head with the channels of the others 0."""
-    rows = x[:, None] * membership(x.shape[-1], heads, x.dtype)[:, None]  # (B, heads, M, D)
-    return rows.flatten(1, 2)
-
-
-# --- linear attention -----------------------------------------------------------------------------------------------
 
 
 def linear_attention(qkv: Tensor, heads: int, eps: float) -> Tensor:
@@ -91,41 +81,3 @@ class _LinearAttention(torch.autograd.Function):
         torch.mul(at_k, slope[..., dim:], out=result[..., dim : 2 * dim])
         result[..., 2 * dim :] = torch.bmm(k, at_summary)
         return result, None, None
-
-
-# --- cosine cross-attention -----------------------------------------------------------------------------------------
-
-
-def relu_cosine(q: Tensor, k: Tensor, scale: Tensor, heads: int) -> Tensor:
-    """ReLU(cos(q, k) * scale) a head: q (B, N, D), k (B, M, D), scale (heads, 1, 1) -> (B, N, heads * M)."""
-    batch, count, dim = k.shape
-    directions = F.normalize(k.view(batch, count, heads, -1), dim=-1, eps=_EPS) * scale.view(heads, 1)
-    weights: Tensor = _ReluCosine.apply(q, spread(directions.view(batch, count, dim), heads), heads)
-    return weights
-
-
-class _ReluCosine(torch.autograd.Function):
-    """ReLU(unit(q) rows^T), unit a head."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, rows: Tensor, heads: int) -> Tensor:
-        """(B, N, D), (B, R, D) -> (B, N, R)."""
-        member = membership(q.shape[-1], heads, q.dtype)
-        norm = (q.square() @ member.t()).sqrt_()  # (B, N, heads)
-        free = norm > _EPS  # else the norm is a constant
-        inverse = norm.clamp_min_(_EPS).reciprocal_() @ member  # (B, N, D)
-        unit = q * inverse
-        weights = torch.bmm(unit, rows.transpose(1, 2)).relu_()
-        ctx.save_for_backward(unit, inverse, free, rows, weights)
-        ctx.heads = heads
-        return weights
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        unit, inverse, free, rows, weights = ctx.saved_tensors
-        member = membership(unit.shape[-1], ctx.heads, unit.dtype)
-        passed = torch.ops.aten.threshold_backward(gradients[0], weights, 0.0)
-        at_rows = torch.bmm(passed.transpose(1, 2), unit)
-        at_unit = torch.bmm(passed, rows)
-        along = ((at_unit * unit) @ member.t()).mul_(free) @ member
-        return at_unit.addcmul_(unit, along, value=-1.0).mul_(inverse), at_rows, None

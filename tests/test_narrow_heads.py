@@ -1,4 +1,4 @@
-"""Attention in whole products is the attention: values and gradients, the empty head, and where it is used."""
+"""Linear attention in whole products is the attention: values, gradients, and where it is used; the heap during a training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from methodkit import make_context
 from torch import Tensor, nn
 
 from inpbench.methods import narrow_heads
-from inpbench.methods.attention import LinearAttention, ReluCosineAttention
+from inpbench.methods.attention import LinearAttention
 from inpbench.methods.heap import kept_heap
 
 DIM, HEADS = 12, 3
@@ -46,35 +46,6 @@ def test_linear_attention_in_whole_products_is_the_attention(tokens: int, eps: f
     both_ways(attention, lambda: attention(x), [x])
     monkeypatch.setattr(attention, "attend", None)  # the switch is on: the plain way is not taken
     attention(x)
-
-
-@pytest.mark.parametrize(("tokens", "prototypes"), [(7, 4), (2, 1)])
-def test_cosine_attention_in_whole_products_is_the_attention(tokens: int, prototypes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(1)
-    attention = away(ReluCosineAttention(DIM, HEADS))
-    x = torch.randn(2, tokens, DIM, dtype=torch.float64, requires_grad=True)
-    source = torch.randn(2, prototypes, DIM, dtype=torch.float64, requires_grad=True)
-    both_ways(attention, lambda: attention(x, source), [x, source])
-    monkeypatch.setattr(attention, "attend", None)
-    attention(x, source)
-
-
-def test_a_head_without_direction_has_the_gradient_of_normalize() -> None:
-    """A query of zeros is left as it is; its gradient passes over the smallest norm, as in F.normalize."""
-    torch.manual_seed(2)
-    q, k = torch.randn(1, 3, DIM, dtype=torch.float64), torch.randn(1, 2, DIM, dtype=torch.float64)
-    q[0, 1, :4] = 0.0  # the first head of the second token
-    q.requires_grad_(True)
-    scale = torch.ones(HEADS, 1, 1, dtype=torch.float64)
-    split = [nn.functional.normalize(x.view(1, -1, HEADS, 4).transpose(1, 2), dim=-1) for x in (q, k)]
-    plain = torch.relu(split[0] @ split[1].transpose(-2, -1)).transpose(1, 2).flatten(2)
-    found = narrow_heads.relu_cosine(q, k, scale, HEADS)
-    torch.testing.assert_close(found, plain)
-    direction = torch.randn_like(plain)
-    direction[0, 1, :2] = 0.0  # at exactly 0 ReLU has no gradient that the two ways would have to share
-    gradients = [torch.autograd.grad((output * direction).sum(), q)[0] for output in (found, plain)]
-    assert bool(torch.isfinite(gradients[0]).all())
-    torch.testing.assert_close(*gradients)
 
 
 def test_whole_products_are_for_training_with_narrow_heads() -> None:
