@@ -8,11 +8,11 @@ import io
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class Setting:
     cache: str
     compile: bool
     methods: tuple[str, ...]
+    engines: tuple[Literal["reference", "fast"], ...]
+    rounds: int
     clock: str
     out: Path | None
 
@@ -88,12 +90,17 @@ def add_options(parser: argparse.ArgumentParser, name: str, steps_cpu: int, step
     parser.add_argument("--cache", default="auto", choices=("auto", "device", "host"), help="tier of the feature cache")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--methods", default="inp_former,dinomaly")
+    parser.add_argument("--engines", default="reference,fast", help="sides to measure: reference,fast or one of them")
+    parser.add_argument("--rounds", type=int, help="rounds in which the sides take turns, the best counts; 1 on a GPU, 4 on a CPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--clock", default="wall", choices=("wall", "processor"), help="processor: seconds of processor time, for a shared CPU"
     )
     parser.add_argument("--out", type=Path, help=f"also write the table here, e.g. results/speed/{name}.md")
     args = parser.parse_args()
+    engines = tuple(args.engines.split(","))
+    if not engines or set(engines) - {"reference", "fast"}:
+        parser.error(f"--engines: expected reference, fast or both, found {args.engines}")
     torch.set_num_threads(args.threads)
     cuda = args.device.startswith("cuda")
     preset = args.preset or ("paper" if cuda else "demo")
@@ -109,6 +116,8 @@ def add_options(parser: argparse.ArgumentParser, name: str, steps_cpu: int, step
         cache=args.cache,
         compile=not args.no_compile,
         methods=tuple(args.methods.split(",")),
+        engines=engines,  # type: ignore[arg-type]
+        rounds=args.rounds or (1 if cuda else 4),
         clock=args.clock,
         out=args.out,
     )
@@ -195,13 +204,20 @@ def peak_gb(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
 
 
-def matrix_rate(setting: Setting, kind: torch.dtype) -> float:
-    """Operations a second of a large matrix product, the best of several."""
+def matrix_rates(setting: Setting) -> dict[torch.dtype, float]:
+    """Operations a second of a large matrix product in each number format in use, the best of several.
+
+    float32 is float32: TF32 is off, as torch leaves it and the originals' scripts too.
+    """
+    return {kind: _matrix_rate(setting, kind) for kind in setting.kinds}
+
+
+def _matrix_rate(setting: Setting, kind: torch.dtype) -> float:
     side = 8192 if setting.device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=setting.device).to(kind) for _ in range(2))
     a @ b
     times = []
-    for _ in range(8):
+    for _ in range(16):
         sync(setting.device)
         start = setting.now()
         a @ b
@@ -222,8 +238,14 @@ def operations(call: Callable[[], object], setting: Setting) -> float:
     return float(counted.total)
 
 
-def emit(setting: Setting, title: str, table: Sequence[str], notes: Sequence[str]) -> None:
-    """Print the table with where it was measured, and write it where `--out` says."""
+def rates_note(peak: Mapping[torch.dtype, float]) -> str:
+    """The measured matrix rates in a line."""
+    rates = ", ".join(f"{str(kind).removeprefix('torch.')} {rate / 1e12:.3g} TFLOP/s" for kind, rate in peak.items())
+    return f"* Measured matrix rate: {rates}."
+
+
+def emit(setting: Setting, title: str, table: Sequence[str], notes: Sequence[str], show: bool = True) -> None:
+    """Print the table (unless `show` is False) with where it was measured, and write it where `--out` says."""
     cuda = setting.device.type == "cuda"
     machine = torch.cuda.get_device_name(setting.device) if cuda else platform.processor() or platform.machine()
     threads = "" if cuda else f", {torch.get_num_threads()} threads"
@@ -233,7 +255,8 @@ def emit(setting: Setting, title: str, table: Sequence[str], notes: Sequence[str
         f"synthetic pixels; seconds by the {setting.clock} clock."
     )
     text = "\n".join([f"# {title}", "", head, "", *table, "", *notes, ""])
-    print(text)
+    if show:
+        print(text, flush=True)
     if setting.out is not None:
         setting.out.parent.mkdir(parents=True, exist_ok=True)
         setting.out.write_text(text, encoding="utf-8")

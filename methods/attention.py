@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from inpbench.methods import narrow_heads
+
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """(B, N, parts * D) as `parts` tensors (B, heads, N, d)."""
@@ -48,8 +50,13 @@ class LinearAttention(_SelfAttention):
     eps is added to the denominator, which underflows to 0 (NaN) for inputs below about -17 in float32; the published class has 0.
     """
 
+    whole = False  # whether training may use `methods.narrow_heads`; the fast engine switches it on
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
+        if self.whole and narrow_heads.pays(x, self.heads):
+            output: Tensor = self.proj(narrow_heads.linear_attention(self.qkv(x), self.heads, self.eps))
+            return output
         return self.attend(x)[0]
 
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:

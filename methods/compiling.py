@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
+from inpbench.harness.api import Context
+
 log = logging.getLogger("inpbench")
+
+
+def compiles(ctx: Context) -> bool:
+    """Whether this run compiles."""
+    return ctx.engine == "fast" and ctx.compile and ctx.device.type == "cuda"
 
 
 class CompiledOnce:

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from inpbench.harness.api import Context, Prediction, TrainingSet
 from inpbench.methods.checkpoint import load_strictly
-from inpbench.methods.compiling import CompiledOnce
+from inpbench.methods.compiling import CompiledOnce, compiles
 from inpbench.methods.encoders import build_encoder
 from inpbench.methods.features import FeatureSource
 from inpbench.methods.fusion import Features, gather, is_partition, mean_of
+from inpbench.methods.heap import kept_heap
 from inpbench.methods.losses import cosine_distance
 from inpbench.methods.optim import StableAdamW
 from inpbench.methods.reconstruction_params import ReconstructionParams
@@ -73,12 +74,17 @@ class ReconstructionMethod(ABC):
             torch.manual_seed(ctx.seed)
             self.network = self.build()
         self.network.to(device=ctx.device, dtype=ctx.dtype).eval()
+        if ctx.engine == "fast":
+            for module in self.network.modules():
+                if hasattr(module, "whole"):
+                    setattr(module, "whole", True)  # noqa: B010 - its type is unknown
         if ctx.engine == "reference":
             for module in self.encoder.modules():
                 if hasattr(module, "fused_attn"):  # timm's: attention by its explicit matrix, as the originals
                     setattr(module, "fused_attn", False)  # noqa: B010 - its type is unknown
-        compiled = ctx.engine == "fast" and ctx.compile and ctx.device.type == "cuda"
-        self._layers = CompiledOnce(self.encoder.layers, "the encoder", compiled)
+        compiled = compiles(ctx)
+        self._layers = CompiledOnce(self.encoder.layers, "the encoder in training", compiled)
+        self._test_layers = CompiledOnce(self.encoder.layers, "the encoder", compiled)  # another batch, and in inference mode
         self._train_network = CompiledOnce(self.network, "the network in training", compiled)
         self._test_network = CompiledOnce(self.network, "the network", compiled)
 
@@ -107,8 +113,9 @@ class ReconstructionMethod(ABC):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Features:
         """Images (B, 3, H, W) -> the frozen features of each."""
+        run = self._test_layers if torch.is_inference_mode_enabled() else self._layers
         with self._autocast():
-            layers = self._layers(tuple(images.shape), images, self.params.layers)
+            layers = run(tuple(images.shape), images, self.params.layers)
         layers = [layer.to(self.ctx.dtype) for layer in layers]
         return gather(layers, self.params.encoder_groups, self.encoder.grid((images.shape[-2], images.shape[-1])), self.keep_prefix)
 
@@ -169,7 +176,8 @@ class ReconstructionMethod(ABC):
             advice=self.advice,
             shard=self.shard,
         )
-        trainer.run()
+        with kept_heap(self.ctx):
+            trainer.run()
 
     # --- tensors --------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,177 @@
+"""All that needs a GPU, in one command and one time: both engines side by side, the promised memory, the tests marked `gpu`.
+
+    python -P benchmarks/gpu_check.py [--budget 450] [--only training_inp_former,tests] [--out results/speed] [-- SCRIPTS' OPTIONS]
+
+Each section is a process of its own, the most important first: one that fails, hangs or breaks its CUDA context costs no other its
+table. A section gets what is left of the budget, at most its own limit. The exit code is 0 only if every section ran and passed.
+Rehearsal without a GPU: `--device cpu -- --preset demo --size 56 --batch 2 --steps 1`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NEEDED = {  # module -> what it is for
+    "torch": "everything",
+    "numpy": "everything",
+    "PIL": "the synthetic photographs",
+    "timm": "the ViT encoder's blocks",
+    "safetensors": "the files of weights",
+    "inpbench.methods.reconstruction": "the bench itself: PYTHONPATH=build/links after `make links`, or pip install --editable .",
+}
+WANTED = {
+    "sklearn.metrics": ("inference", "tests"),
+    "scipy.ndimage": ("tests",),
+    "pytest": ("tests",),
+}  # module -> sections without it
+TAIL = 60  # lines of a failed section's errors that are shown
+LEAST = 15.0  # seconds: with less left a section is not begun
+
+
+@dataclass(frozen=True)
+class Section:
+    """One process."""
+
+    name: str
+    command: tuple[str, ...]  # after the interpreter
+    limit: float  # seconds
+
+
+def sections(device: str, out: Path, options: Sequence[str]) -> list[Section]:
+    """All of them, the most important first."""
+
+    def script(name: str, section: str, limit: float, *extra: str) -> Section:
+        file = str(Path(__file__).with_name(f"{name}.py"))
+        table = str(out / f"{section}.md")
+        return Section(section, ("-P", file, "--device", device, "--out", table, *extra, *options), limit)
+
+    tests = (
+        "import sys, pytest; sys.exit(pytest.main(['-v', '--tb=short', '-m', 'gpu', 'tests/test_gpu.py', 'tests/test_metrics.py']))"
+    )
+    return [
+        script("training", "training_inp_former", 150, "--methods", "inp_former"),
+        script("training", "training_dinomaly", 150, "--methods", "dinomaly"),
+        script("inference", "inference_inp_former", 100, "--methods", "inp_former"),
+        script("inference", "inference_dinomaly", 100, "--methods", "dinomaly"),
+        script("training", "training_host_cache", 90, "--methods", "inp_former", "--cache", "host", "--engines", "fast"),
+        script("loading", "loading", 60),
+        Section("tests", ("-P", "-c", tests), 240),
+    ]
+
+
+def trouble(name: str) -> str | None:
+    """Why a module cannot be imported, None if it can."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a broken binary package raises whatever it likes
+        return f"{name}: {type(error).__name__}: {error}"
+    return None
+
+
+def device_trouble(device: str) -> str | None:
+    """Why the device cannot be used, by a product computed on it."""
+    import torch
+
+    try:
+        side = torch.ones(64, 64, device=device)
+        if float((side @ side).sum()) != 64.0**3:
+            return f"a matrix product on {device} is wrong"
+    except Exception as error:
+        return f"{device} cannot be used: {type(error).__name__}: {error}"
+    return None
+
+
+def run(section: Section, seconds: float, log: Path) -> str:
+    """Run it for at most so many seconds, its output in `log`; returns "ok" or what went wrong."""
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-u", *section.command], cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            stop(process)
+            return f"stopped after {seconds:.0f} s"
+        except BaseException:
+            stop(process)
+            raise
+    return "ok" if code == 0 else f"failed with exit code {code}"
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a section and the compiler's workers that it started: they are one session."""
+    for kind, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, kind)
+            process.wait(patience)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def main() -> int:
+    """Run all sections; prints each table as it comes and a summary at the end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--budget", type=float, default=450.0, help="seconds for everything together")
+    parser.add_argument("--only", help="names of sections, separated by commas")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "results" / "speed", help="folder of the tables and the log")
+    parser.add_argument("options", nargs="*", help="after `--`: passed on to the speed scripts")
+    args = parser.parse_args()
+    start = time.monotonic()
+    absent = [f"{found} ({purpose})" for name, purpose in NEEDED.items() if (found := trouble(name))]
+    absent = absent or [found for found in [device_trouble(args.device)] if found]
+    if absent:
+        print("gpu-check cannot run here:", *absent, sep="\n  ", file=sys.stderr)
+        return 2
+    lacking = {name: found for name in WANTED if (found := trouble(name))}
+    out: Path = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    todo = sections(args.device, out, args.options)
+    if args.only:
+        unknown = set(args.only.split(",")) - {section.name for section in todo}
+        if unknown:
+            parser.error(f"no section {sorted(unknown)}; there are {[section.name for section in todo]}")
+        todo = [section for section in todo if section.name in args.only.split(",")]
+    results: list[tuple[str, str, float]] = []
+    said = out / "gpu_check.log"  # all that is printed
+    said.unlink(missing_ok=True)
+
+    def say(*lines: str) -> None:
+        print(*lines, sep="\n", flush=True)
+        with said.open("a", encoding="utf-8") as file:
+            print(*lines, sep="\n", file=file)
+
+    for section in todo:
+        left = args.budget - (time.monotonic() - start)
+        begin = time.monotonic()
+        stopped = [found for name, found in lacking.items() if section.name.startswith(WANTED[name])]
+        if left < LEAST:
+            stopped.append("the budget is spent")
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "log"
+            log.touch()
+            result = f"not begun: {'; '.join(stopped)}" if stopped else run(section, min(left, section.limit), log)
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        spent = time.monotonic() - begin
+        results.append((section.name, result, spent))
+        say("", f"===== {section.name}: {result} ({spent:.0f} s) =====", *(lines if result == "ok" else lines[-TAIL:]))
+    say("", "| section | result | seconds |", "| --- | --- | --- |", *(f"| {n} | {r} | {s:.0f} |" for n, r, s in results))
+    say("", f"Tables: {out}. {time.monotonic() - start:.0f} s of {args.budget:.0f} s.")
+    return 0 if all(result == "ok" for _, result, _ in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

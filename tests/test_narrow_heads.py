@@ -1,0 +1,64 @@
+"""Linear attention in whole products is the attention: values, gradients, and where it is used; the heap during a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from methodkit import make_context
+from torch import Tensor, nn
+
+from inpbench.methods import narrow_heads
+from inpbench.methods.attention import LinearAttention
+from inpbench.methods.heap import kept_heap
+
+DIM, HEADS = 12, 3
+
+
+def away(module: nn.Module) -> nn.Module:
+    """Its float64 parameters away from their first values."""
+    for parameter in module.double().parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return module
+
+
+def both_ways(module: nn.Module, call: Callable[[], Tensor], inputs: list[Tensor]) -> None:
+    """Values and gradients with and without whole products, which must have been used."""
+    wanted, found = [*inputs, *module.parameters()], []
+    direction = torch.randn_like(call())
+    for whole in (False, True):
+        module.whole = whole
+        output = call()
+        found.append((output, torch.autograd.grad((output * direction).sum(), wanted)))
+    (plain, gradients), (other, others) = found
+    torch.testing.assert_close(other, plain, rtol=1e-11, atol=1e-12)
+    for one, another in zip(gradients, others, strict=True):
+        torch.testing.assert_close(another, one, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-3])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_linear_attention_in_whole_products_is_the_attention(tokens: int, eps: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    attention = away(LinearAttention(DIM, HEADS, eps))
+    x = torch.randn(2, tokens, DIM, dtype=torch.float64, requires_grad=True)
+    both_ways(attention, lambda: attention(x), [x])
+    monkeypatch.setattr(attention, "attend", None)  # the switch is on: the plain way is not taken
+    attention(x)
+
+
+def test_whole_products_are_for_training_with_narrow_heads() -> None:
+    x = torch.randn(1, 2, 96)
+    assert narrow_heads.pays(x, 12) and not narrow_heads.pays(x, 3)
+    with torch.no_grad():
+        assert not narrow_heads.pays(x, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not narrow_heads.pays(x, 12)
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_the_heap_is_put_back_when_a_training_fails(engine: str) -> None:
+    with pytest.raises(ValueError, match="a step failed"), kept_heap(make_context(engine=engine)):
+        raise ValueError("a step failed")
+    assert float(torch.ones(1 << 20).sum()) == 1 << 20
