@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
 MISSING = "-"
-WHOLE_NAME = 60  # characters of the first column that are never folded; a longer name must not push the numbers out
 FILE_WIDTH = 140  # characters of a terminal table that goes to a file or a pipe
 
 
@@ -220,20 +219,9 @@ def terminal(tables: Sequence[Table], width: int) -> Group:
 
     parts: list[Any] = []
     for table in tables:
-<<<<<<< HEAD
         parts.append(Text(harmless(table.title), style="bold"))
         parts += [Text(harmless(line), style="dim") for line in table.caption]
-        details = [index for index, column in enumerate(table.columns) if column.detail]
-        if details and _natural_width(table) > width:
-            parts.append(_drawn(table, [index for index in range(len(table.columns)) if index not in details]))
-            parts.append(_drawn(table, [0, *details]))
-        else:
-            parts.append(_drawn(table, range(len(table.columns))))
-=======
-        parts.append(Text(table.title, style="bold"))
-        parts += [Text(line, style="dim") for line in table.caption]
         parts += [_drawn(table, widths) for widths in _layout(table, width)]
->>>>>>> wip/gaps
         if any(cell.best for row in table.rows for cell in row):
             parts.append(Text("* the best of its column", style="dim"))
         parts += [Text(harmless(f"[{symbol}] {note}"), style="dim") for symbol, note in table.footnotes]
@@ -317,21 +305,12 @@ def _drawn(table: Table, widths: Mapping[int, int]) -> RichTable:
     drawing = Drawing(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for index, width in widths.items():
         column = table.columns[index]
-<<<<<<< HEAD
-        whole = index == 0 and max((len(row[0].text) for row in table.rows), default=0) <= WHOLE_NAME
         justify: Literal["left", "right"] = "left" if column.left else "right"
-        drawing.add_column(Text(harmless(column.title)), justify=justify, overflow="fold", no_wrap=whole)
-    for row in table.rows:
-        texts = []
-        for cell in (row[index] for index in indices):
-            text = Text(harmless(_terminal_cell(cell)), style="bold green" if cell.best else "")
-=======
-        drawing.add_column(Text(column.title), justify="left" if column.left else "right", overflow="fold", width=width)
+        drawing.add_column(Text(harmless(column.title)), justify=justify, overflow="fold", width=width)
     for row in table.rows:
         texts = []
         for cell in (row[index] for index in widths):
-            text = Text(_terminal_cell(cell), style="bold green" if cell.best else "")
->>>>>>> wip/gaps
+            text = Text(harmless(_terminal_cell(cell)), style="bold green" if cell.best else "")
             if cell.second:
                 text.append(f"\n{cell.second}", style="dim")
             texts.append(text)
