@@ -69,10 +69,7 @@ def run(
     from inpbench.harness.scoring import Scoring
     from inpbench.harness.weights import WeightStore
 
-    if not 0 <= snapshot_every < float("inf"):
-        raise UsageError(f"--snapshot-every takes seconds, found {snapshot_every}.", "Type: --snapshot-every 30")
-    if not split_names(seeds):
-        raise UsageError("--seeds names no seed.", "Type: --seeds 0,1,2")
+    option.check_numbers(seeds, snapshot_every)
     root, roots = option.split_roots(data_root or [], [*split_names(dataset), *split_names(source)])
     request = Request(
         methods=split_names(methods),
