@@ -89,6 +89,7 @@ def test_a_payload_is_never_run(form: str, how: str, tmp_path: Path) -> None:
     assert owned.exists()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 def test_damaged_checkpoints(form: str, tmp_path: Path) -> None:
     """A zip keeps its numbers or is refused. The two other formats hold no checksum: there the record's hash of the file tells."""

@@ -219,6 +219,7 @@ def maps(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("file", ["nut.json", "nut.npy", "nut.masks.npy", "nut.inputs.npy"])
 def test_damaged_kept_maps(file: str, maps: Path) -> None:
     data = (maps / file).read_bytes()

@@ -12,7 +12,7 @@ from inpbench.harness import errors
 from inpbench.harness.cli import run_options as option
 from inpbench.harness.cli.options import Json, Results, Set, results_folder, split_ints, split_names
 from inpbench.harness.cli.where import Where, execute, follow_team, gather_team
-from inpbench.harness.errors import NothingError, UsageError
+from inpbench.harness.errors import NothingError
 
 if TYPE_CHECKING:
     from inpbench.harness.console import Live
@@ -70,7 +70,7 @@ def run(
     from inpbench.harness.plan import Request
 
     wish = option.ray_wish(ray, ray_gpus, ray_cpus, ray_retries)
-    _check(snapshot_every, seeds)
+    option.check_numbers(seeds, snapshot_every)
     root, roots = option.split_roots(data_root or [], [*split_names(dataset), *split_names(source)])
     request = Request(
         methods=split_names(methods),
@@ -106,14 +106,6 @@ def run(
         where, folder = Where(device, wish, team), results_folder(results)
         begin = _run if team is None or team.rank == 0 else follow_team
         begin(request, options, folder, where, display=display, dry_run=dry_run, json_=json_)
-
-
-def _check(snapshot_every: float, seeds: str) -> None:
-    """Raise `UsageError` for what the command line's types let through."""
-    if not 0 <= snapshot_every < float("inf"):
-        raise UsageError(f"--snapshot-every takes seconds, found {snapshot_every}.", "Type: --snapshot-every 30")
-    if not split_names(seeds):
-        raise UsageError("--seeds names no seed.", "Type: --seeds 0,1,2")
 
 
 def _made(weights: str | None, download: bool, dry: bool, mask_rule: Any, maps_of: str | None, force: bool) -> dict[str, Any]:

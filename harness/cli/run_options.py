@@ -174,6 +174,14 @@ def ray_wish(address: str | None, gpus: float | None, cpus: int | None, retries:
     return None
 
 
+def check_numbers(seeds: str, snapshot_every: float) -> None:
+    """Raise `UsageError` for what the types of the options let pass: no seed at all, NaN seconds."""
+    if not seeds.strip(" ,"):
+        raise UsageError("--seeds names no seed.", "Type: --seeds 0,1,2")
+    if not 0 <= snapshot_every < float("inf"):
+        raise UsageError(f"--snapshot-every takes seconds, found {snapshot_every}.", "Type: --snapshot-every 30")
+
+
 def split_roots(given: list[str], names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
     """`--data-root` as (the root that stands alone, roots by data set); `UsageError` when several stand alone.
 
