@@ -12,7 +12,7 @@ from html import escape
 from inpbench.harness.statistics import ALPHA, AcrossPair
 
 WIDTH, _MARGIN, _LINE = 720, 190, 22
-_LETTERS = 24  # of a name beside the scale; longer ones end in an ellipsis, and are whole in its title
+_LETTERS = 20  # of a name beside the scale; longer ones end in an ellipsis, and are whole in its title
 
 
 def draw(ranks: Mapping[str, float], pairs: Sequence[AcrossPair], title: str) -> str:

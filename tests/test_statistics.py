@@ -344,7 +344,7 @@ def test_bars_join_what_cannot_be_told_apart() -> None:
     assert picture.startswith("<svg") and "<title>a&lt;b</title>a&lt;b (1.00)" in picture and "A &amp; B" in picture
     assert picture.count('stroke-width="4"') == 1
     long = "anomalib.a_method_with_quite_a_long_name"
-    assert "anomalib.a_metho…ng_name (1.00)" in draw({long: 1.0, "c": 2.0}, [], "")
+    assert "anomalib.a_m…ng_name (1.00)" in draw({long: 1.0, "c": 2.0}, [], "")
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:
