@@ -91,7 +91,7 @@ def add_options(parser: argparse.ArgumentParser, name: str, steps_cpu: int, step
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--methods", default="inp_former,dinomaly")
     parser.add_argument("--engines", default="reference,fast", help="sides to measure: reference,fast or one of them")
-    parser.add_argument("--rounds", type=int, help="rounds in which the sides take turns, the best counts; 1 on a GPU, 4 on a CPU")
+    parser.add_argument("--rounds", type=int, help="rounds in which the sides take turns, the best counts; 1 on a GPU, 3 on a CPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--clock", default="wall", choices=("wall", "processor"), help="processor: seconds of processor time, for a shared CPU"
@@ -117,7 +117,7 @@ def add_options(parser: argparse.ArgumentParser, name: str, steps_cpu: int, step
         compile=not args.no_compile,
         methods=tuple(args.methods.split(",")),
         engines=engines,  # type: ignore[arg-type]
-        rounds=args.rounds or (1 if cuda else 4),
+        rounds=args.rounds or (1 if cuda else 3),
         clock=args.clock,
         out=args.out,
     )

@@ -87,6 +87,7 @@ def test_what_waits_is_seen() -> None:
             waiting()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_compiled_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning rates, mining shares, epochs, smaller last batches, testing in between: a graph each for what is compiled."""
