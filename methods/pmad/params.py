@@ -18,6 +18,8 @@ PATCH = 16
 SIZE = SIDE * PATCH
 _UNILM = "https://github.com/microsoft/unilm/tree/master"
 
+_WITHOUT = "or train a variant that needs none: --set pmad.tokenizer=kmeans"
+
 EFFICIENTNET = WeightSpec(
     name="tf_efficientnet_b6",
     file="tf_efficientnet_b6_aa-80ba17e4.pth",
@@ -31,12 +33,14 @@ VQKD = WeightSpec(
     file="vqkd_encoder_base_decoder_1x768x12_clip-d93179da.pth",
     url=f"{_UNILM}/beit2 (VQ-KD tokenizer, CLIP)",
     in_checkpoint=False,
+    without=_WITHOUT,
 )
 DALLE = WeightSpec(
     name="dalle_encoder",
     file="dalle_encoder.pth",
     url="https://cdn.openai.com/dall-e/encoder.pkl (convert it as methods/pmad/params.py says)",
     in_checkpoint=False,
+    without=_WITHOUT,
 )
 
 Tokenizer = Literal["vqkd", "dalle", "kmeans"]

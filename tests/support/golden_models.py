@@ -17,6 +17,7 @@ from golden_arrays import Comparison, close
 from methodkit import make_context
 from torch import Tensor, nn
 
+from inpbench.harness.api import Context
 from inpbench.harness.scoring import Scoring, enlarge, image_scores, smooth_maps
 from inpbench.methods.encoder_table import get_encoder
 from inpbench.methods.encoders import build_encoder
@@ -33,6 +34,11 @@ from inpbench.methods.training import BatchOrder, Trainer
 MODEL, GRADIENT, SMOOTHED = 1e-9, 1e-8, 1e-7
 
 
+def context() -> Context:
+    """float64 on the CPU, random weights (replaced by the formula), nothing cached."""
+    return make_context(engine="reference")
+
+
 def load_formula(method: Any, seed: int) -> None:
     """Formula weights for every tensor, through the loader of official checkpoints."""
     own = method.official_state()
@@ -41,7 +47,7 @@ def load_formula(method: Any, seed: int) -> None:
 
 def formula_encoder(name: str, size: tuple[int, int], seed: int) -> Any:
     """An encoder with the formula weights of the full model's keys (`encoder.` + its own)."""
-    encoder = build_encoder(name, make_context(engine="reference"), size)
+    encoder = build_encoder(name, context(), size)
     own = encoder.official_state()
     encoder.load_official(
         {get_encoder(name).prefix + key: golden.formula(f"encoder.{key}", tuple(value.shape), seed) for key, value in own.items()}
@@ -100,7 +106,7 @@ def check_inp_model(case: Case) -> None:
         target_layers=tuple(config["target_layers"]),
         mining_power=float(config["soft_mining_y"]),
     )
-    method = InpFormer(params, make_context(engine="reference"))
+    method = InpFormer(params, context())
     load_formula(method, config["formula_seed"])
     _check_encoder(compare, method.encoder, images, config["target_layers"])
     output = _check_forward(compare, method, images)
