@@ -23,7 +23,6 @@ import torch
 
 from inpbench.methods.features import FeatureSource
 from inpbench.methods.fusion import is_partition
-from inpbench.methods.heap import kept_heap
 from inpbench.methods.training import BatchOrder, Trainer
 
 sys.path.insert(0, str(Path(__file__).parent))  # `python -P` leaves it out
@@ -84,14 +83,13 @@ class Side:
         self.train.expect(self.trainer.order.batch(self.next))
         sync(self.setting.device)
         start = self.setting.now()
-        with kept_heap(self.trainer.ctx):  # as `method.fit` trains
-            for step in range(self.next, self.next + count):
-                if reference:
-                    self.train.expect(self.trainer.order.batch(step + 1))
-                result = self.trainer.step(step)
-                if reference:
-                    result.loss.item()
-            sync(self.setting.device)
+        for step in range(self.next, self.next + count):
+            if reference:
+                self.train.expect(self.trainer.order.batch(step + 1))
+            result = self.trainer.step(step)
+            if reference:
+                result.loss.item()
+        sync(self.setting.device)
         self.next += count
         return (self.setting.now() - start) / count
 

@@ -23,7 +23,6 @@ from inpbench.methods.compiling import CompiledOnce, compiles
 from inpbench.methods.encoders import build_encoder
 from inpbench.methods.features import FeatureSource
 from inpbench.methods.fusion import Features, gather, is_partition, mean_of
-from inpbench.methods.heap import kept_heap
 from inpbench.methods.losses import cosine_distance
 from inpbench.methods.optim import StableAdamW
 from inpbench.methods.reconstruction_params import ReconstructionParams
@@ -176,8 +175,7 @@ class ReconstructionMethod(ABC):
             advice=self.advice,
             shard=self.shard,
         )
-        with kept_heap(self.ctx):
-            trainer.run()
+        trainer.run()
 
     # --- tensors --------------------------------------------------------------------------------------------------------
 

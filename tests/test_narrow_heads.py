@@ -1,4 +1,4 @@
-"""Linear attention in whole products is the attention: values, gradients, and where it is used; the heap during a training."""
+"""Linear attention in whole products is the attention: values, gradients, and where it is used."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from methodkit import make_context
 from torch import Tensor, nn
 
 from inpbench.methods import narrow_heads
 from inpbench.methods.attention import LinearAttention
-from inpbench.methods.heap import kept_heap
 
 DIM, HEADS = 12, 3
 
@@ -55,10 +53,3 @@ def test_whole_products_are_for_training_with_narrow_heads() -> None:
         assert not narrow_heads.pays(x, 12)
     with torch.autocast("cpu", torch.bfloat16):
         assert not narrow_heads.pays(x, 12)
-
-
-@pytest.mark.parametrize("engine", ["fast", "reference"])
-def test_the_heap_is_put_back_when_a_training_fails(engine: str) -> None:
-    with pytest.raises(ValueError, match="a step failed"), kept_heap(make_context(engine=engine)):
-        raise ValueError("a step failed")
-    assert float(torch.ones(1 << 20).sum()) == 1 << 20
