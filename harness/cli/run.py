@@ -69,13 +69,12 @@ def run(
     from inpbench.harness.scoring import Scoring
     from inpbench.harness.weights import WeightStore
 
-    option.check_numbers(seeds, snapshot_every)
     root, roots = option.split_roots(data_root or [], [*split_names(dataset), *split_names(source)])
     request = Request(
         methods=split_names(methods),
         datasets=split_names(dataset),
         setting=setting,
-        seeds=split_ints(seeds, "--seeds"),
+        seeds=option.some_ints(seeds, "--seeds"),
         shots=split_ints(shots, "--shots"),
         preset=preset,
         encoder=encoder,
@@ -95,7 +94,7 @@ def run(
     )
     options = {
         "eval_batch": eval_batch,
-        "snapshot_every_s": snapshot_every,
+        "snapshot_every_s": option.seconds(snapshot_every, "--snapshot-every"),
         "pixel_cache": pixel_cache,
         "keep_models": keep_models,
         "intervals": intervals,
