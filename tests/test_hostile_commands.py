@@ -47,7 +47,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 # --- what is typed --------------------------------------------------------------------------------------------------
 
 NONSENSE: list[tuple[list[str], int, str]] = [
-    (["--seeds", ""], 2, "names no seed"),
+    (["--seeds", ""], 2, "names no number"),
     (["--seeds", "1e5"], 2, "whole numbers"),
     (["--seeds", "99999999999999999999"], 2, "2^32"),
     (["--snapshot-every", "nan"], 2, "takes seconds"),

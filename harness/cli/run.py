@@ -76,7 +76,7 @@ def run(
         methods=split_names(methods),
         datasets=split_names(dataset),
         setting=setting,
-        seeds=split_ints(seeds, "--seeds"),
+        seeds=option.some_ints(seeds, "--seeds"),
         shots=split_ints(shots, "--shots"),
         preset=preset,
         encoder=encoder,
@@ -96,7 +96,7 @@ def run(
     )
     options = {
         "eval_batch": eval_batch,
-        "snapshot_every_s": snapshot_every,
+        "snapshot_every_s": option.seconds(snapshot_every, "--snapshot-every"),
         "pixel_cache": pixel_cache,
         "keep_models": keep_models,
         "intervals": intervals,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inpbench.harness.cli.options import split_ints, split_names
 from inpbench.harness.errors import UsageError
 from inpbench.harness.user_paths import expanded
 
@@ -174,12 +175,18 @@ def ray_wish(address: str | None, gpus: float | None, cpus: int | None, retries:
     return None
 
 
-def check_numbers(seeds: str, snapshot_every: float) -> None:
-    """Raise `UsageError` for what the types of the options let pass: no seed at all, NaN seconds."""
-    if not seeds.strip(" ,"):
-        raise UsageError("--seeds names no seed.", "Type: --seeds 0,1,2")
-    if not 0 <= snapshot_every < float("inf"):
-        raise UsageError(f"--snapshot-every takes seconds, found {snapshot_every}.", "Type: --snapshot-every 30")
+def some_ints(text: str, option: str) -> tuple[int, ...]:
+    """`"0,1,2"` as ints, at least one. Raises `UsageError` naming the option."""
+    if not split_names(text):
+        raise UsageError(f"{option} names no number.", f"Type: {option} 0,1,2")
+    return split_ints(text, option)
+
+
+def seconds(value: float, option: str) -> float:
+    """The value, which is no NaN (that passes every bound). Raises `UsageError` naming the option."""
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{option} takes seconds, found {value}.", f"Type: {option} 30")
+    return value
 
 
 def split_roots(given: list[str], names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
