@@ -70,7 +70,6 @@ def run(
     from inpbench.harness.plan import Request
 
     wish = option.ray_wish(ray, ray_gpus, ray_cpus, ray_retries)
-    option.check_numbers(seeds, snapshot_every)
     root, roots = option.split_roots(data_root or [], [*split_names(dataset), *split_names(source)])
     request = Request(
         methods=split_names(methods),
