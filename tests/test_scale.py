@@ -338,12 +338,13 @@ def test_what_ends_the_run_stops_the_cells_that_are_out(inline: type[Inline], re
     assert bench(*RAW, "--seeds", "1,2,3", "--results", results, "--ray", "auto").code == 0
 
 
-def test_another_bench_at_work_stops_the_run_as_in_one_process(inline: type[Inline], results: Path) -> None:
-    plan = bench(*RAW, "--results", results, "--dry-run", "--json").json()["cells"][0]
+def test_a_cell_that_another_bench_works_on_is_left_to_it_as_in_one_process(inline: type[Inline], results: Path) -> None:
+    plan = bench(*RAW, "--seeds", "1,2", "--results", results, "--dry-run", "--json").json()["cells"][0]
     lock = results / "synthetic" / "multi_class" / "raw_pixel" / f"{plan['id'][:12]}.lock"
     with claim(lock):
-        outcome = bench(*RAW, "--results", results, "--ray", "auto")
-    assert outcome.code == 1 and "Another bench is at work on cell" in outcome.err
+        outcome = bench(*RAW, "--seeds", "1,2", "--results", results, "--ray", "auto")
+    assert outcome.code == 1 and "Another bench is at work on 1 of these cells" in outcome.err
+    assert [record["identity"]["seed"] for record in records(results).values()] == [2], "the record is the other bench's to write"
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from inpbench.harness.claims import ClaimedError
 from inpbench.harness.console import Live, describe_seconds
 from inpbench.harness.errors import BenchError
 from inpbench.harness.scale.cluster import Cluster, LostError
@@ -121,12 +122,13 @@ class Driver:
         self._out: dict[Any, int] = {}
         self._lines: dict[int, Progress] = {}
         self._begun: dict[int, float] = {}
+        self._claimed: list[Cell] = []
 
     def run(self) -> Tally:
         """Hand out cells until none is left; whatever ends the run stops those that are out."""
         from inpbench.harness.runner import Tally
 
-        tally = Tally()
+        tally = Tally(claimed=self._claimed)
         overall = self._live.task("cells")
         try:
             while self._handout.open:
@@ -181,13 +183,18 @@ class Driver:
             self._lines[message.cell](message.done, message.total, message.text, **message.numbers)
 
     def _settle(self, handle: Any) -> Record | None:
-        """The record of a cell that came to an end; None where it will be begun anew."""
+        """The record of a cell that came to an end; None where it will be begun anew, or another bench is at work on it."""
         number = self._out.pop(handle)
         cell = self._cells[number]
         try:
             record = self._workers.result(handle)
             self._see(record)
             self._handout.finished(number, well=record.status != "failed")
+        except ClaimedError:
+            self._handout.finished(number, well=False)
+            self._claimed.append(cell)
+            self._live.end(self._lines.pop(number, None), f"another bench is at work on it: {_title(cell)}")
+            return None
         except LostError as error:
             again = self._handout.lost(number, str(error))
             losses = self._handout.losses(number)
