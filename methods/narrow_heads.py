@@ -3,7 +3,7 @@
 What belongs to two different heads is 0 in a block-diagonal matrix: every head is computed by one product, and tokens never leave
 the layout (B, N, D). That is H times the operations of a product a head, and less time where heads have a few channels: products
 of 8 x 8 leave the processor idle, transposed copies cost more than they do. Measured on Dinomaly's preset `demo` (12 heads of 8):
-a step takes 16 % less. The gradients are written out, in as few passes over the tokens as they take. The same function as
+a step takes 6 to 22 % less. The gradients are written out, in as few passes over the tokens as they take. The same function as
 `methods.attention.LinearAttention`, up to rounding; used by the fast engine alone. (INP-Former's attention gains nothing by it.)
 """
 
