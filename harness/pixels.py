@@ -26,7 +26,7 @@ import numpy as np
 from inpbench.harness.api import Finding, Preprocess, Sample
 from inpbench.harness.atomic import write_text
 from inpbench.harness.claims import claim
-from inpbench.harness.errors import PrerequisiteError
+from inpbench.harness.errors import PrerequisiteError, RecordError
 from inpbench.harness.images import UnreadableError, image_at_crop, read_for
 from inpbench.harness.params import plain
 from inpbench.harness.roots import cache_folder
@@ -135,7 +135,7 @@ def _open(
                 if data is None:
                     _write(path, manifest, samples, decode, shape, progress)
                     data = _load(path, shape)
-        except OSError as error:
+        except (OSError, RecordError) as error:  # a claim that the file system refuses is a RecordError
             raise _cache_error(path.parent, error) from error
         assert data is not None, f"{path} was written and cannot be read"
     pixels, images, findings = data
@@ -235,8 +235,9 @@ def _require_space(folder: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, f"{needed / 2**20:.0f} MiB are needed, {free / 2**20:.0f} MiB are free")
 
 
-def _cache_error(folder: Path, error: OSError) -> PrerequisiteError:
+def _cache_error(folder: Path, error: OSError | RecordError) -> PrerequisiteError:
+    reason = error.message.rstrip(".") if isinstance(error, RecordError) else error.strerror or str(error)
     return PrerequisiteError(
-        f"Decoded pixels cannot be written to {folder}: {error.strerror or error}.",
+        f"Decoded pixels cannot be written to {folder}: {reason}.",
         "Free some space, or type: export INPBENCH_CACHE=/another/folder, or run with --no-pixel-cache (slower).",
     )

@@ -233,7 +233,7 @@ def test_a_failed_cell_says_one_thing(error: Exception, tmp_path: Path, monkeypa
 # --- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase", ["prepare", "training_set", "evaluate_category", "save_model", "count_cost"])
+@pytest.mark.parametrize("phase", ["prepare", "fit", "evaluate_category", "save_model", "count_cost"])
 def test_ctrl_c_at_each_phase(phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
@@ -251,7 +251,14 @@ def test_a_real_ctrl_c_in_a_terminal(tmp_path: Path) -> None:
     command = [*MAIN, "run", "-m", "inp_former", "--encoder", "builtin", "--preset", "smoke", *TINY]
     command += ["--set", "inp_former.steps=4000", "--results", str(tmp_path), "--display", "plain"]
     leader, follower = pty.openpty()
-    process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell starts background jobs without Ctrl-C
+    )
     os.close(follower)
     said = b""
     while b"epoch" not in said and process.poll() is None:

@@ -31,7 +31,7 @@ from inpbench.harness.manifest import open_manifest
 from inpbench.harness.models import read_model, save_model
 from inpbench.harness.prompt_files import PromptImages
 from inpbench.harness.registry import DATASETS
-from inpbench.harness.snapshots import FolderSnapshots
+from inpbench.harness.snapshots import Fitting, FolderSnapshots
 from inpbench.harness.user_paths import expanded
 from inpbench.harness.weights import WeightStore, read_tensors
 
@@ -227,7 +227,7 @@ def test_a_state_dict_that_does_not_fit(change: str, tmp_path: Path) -> None:
 
 
 def test_damaged_kept_models(tmp_path: Path) -> None:
-    save_model(tmp_path, "all", "f" * 64, STATE, fit_s=1.5)
+    save_model(tmp_path, "all", "f" * 64, STATE, Fitting(1.5))
     file = tmp_path / "all.safetensors"
     data = file.read_bytes()
     assert same(dict(sorted(read_model(file).items())), dict(sorted(STATE.items())))

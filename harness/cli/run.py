@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from inpbench.harness.plan import Cell, Request
     from inpbench.harness.records import RecordStore
     from inpbench.harness.runner import Tally
+    from inpbench.harness.scale.shares import Wish
 
 
 def run(
@@ -101,10 +102,14 @@ def run(
         "intervals": intervals,
         **_made(weights, download, dry_run, mask_rule.value, maps_of if save_maps else None, force),
     }
+    _begin(request, options, results_folder(results), device, wish, display=display, dry_run=dry_run, json_=json_)
+
+
+def _begin(request: Request, options: dict[str, Any], folder: Path, device: str, wish: Wish | None, **shown: Any) -> None:
+    """Lead the run, or follow the process of torchrun's team that does."""
     with gather_team() as team:
-        where, folder = Where(device, wish, team), results_folder(results)
         begin = _run if team is None or team.rank == 0 else follow_team
-        begin(request, options, folder, where, display=display, dry_run=dry_run, json_=json_)
+        begin(request, options, folder, Where(device, wish, team), **shown)
 
 
 def _made(weights: str | None, download: bool, dry: bool, mask_rule: Any, maps_of: str | None, force: bool) -> dict[str, Any]:
