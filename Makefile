@@ -60,7 +60,7 @@ else
 GPU_PYTHON := $(BIN)/python
 gpu-check: setup
 endif
-	$(GPU_PYTHON) -P benchmarks/gpu_check.py --budget $(BUDGET) --out $(SPEED)
+	$(GPU_PYTHON) benchmarks/gpu_check.py --budget $(BUDGET) --out $(SPEED)
 
 # Ray takes 70 MB to download and its tests start some fifteen processes: not a part of `make test`, which skips them without ray.
 ray-check: setup

@@ -36,6 +36,7 @@ WANTED = {
     "pytest": ("tests",),
 }  # module -> sections without it
 TAIL = 60  # lines of a failed section's errors that are shown
+SAFE = ("-P",) if sys.version_info >= (3, 11) else ()  # this folder's names hide no package
 LEAST = 15.0  # seconds: with less left a section is not begun
 
 
@@ -54,10 +55,11 @@ def sections(device: str, out: Path, options: Sequence[str]) -> list[Section]:
     def script(name: str, section: str, limit: float, *extra: str) -> Section:
         file = str(Path(__file__).with_name(f"{name}.py"))
         table = str(out / f"{section}.md")
-        return Section(section, ("-P", file, "--device", device, "--out", table, *extra, *options), limit)
+        return Section(section, (*SAFE, file, "--device", device, "--out", table, *extra, *options), limit)
 
     tests = (
-        "import sys, pytest; sys.exit(pytest.main(['-v', '--tb=short', '-m', 'gpu', 'tests/test_gpu.py', 'tests/test_metrics.py']))"
+        "import sys; sys.path[:] = filter(None, sys.path); import pytest; "
+        "sys.exit(pytest.main(['-v', '--tb=short', '-m', 'gpu', 'tests/test_gpu.py', 'tests/test_metrics.py']))"
     )
     return [
         script("training", "training_inp_former", 150, "--methods", "inp_former"),
@@ -66,7 +68,7 @@ def sections(device: str, out: Path, options: Sequence[str]) -> list[Section]:
         script("inference", "inference_dinomaly", 100, "--methods", "dinomaly"),
         script("training", "training_host_cache", 90, "--methods", "inp_former", "--cache", "host", "--engines", "fast"),
         script("loading", "loading", 60),
-        Section("tests", ("-P", "-c", tests), 240),
+        Section("tests", (*SAFE, "-c", tests), 240),
     ]
 
 

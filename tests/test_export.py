@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commands import TINY, bench
+from interpreter import PYTHON
 from methodkit import make_context
 from PIL import Image
 
@@ -177,7 +177,7 @@ def test_onnx_of_a_record_without_torch(tmp_path: Path) -> None:
     code = blocked + "runpy.run_path(sys.argv[0], run_name='__main__')"
     script = REPOSITORY / "examples" / "onnx_inference.py"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, script, model, *pictures, "--out", tmp_path / "maps", "--batch", "2"],
+        [*PYTHON, "-c", code, script, model, *pictures, "--out", tmp_path / "maps", "--batch", "2"],
         capture_output=True,
         text=True,
         check=False,
