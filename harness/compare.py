@@ -62,6 +62,11 @@ def _pairs(family: Family, rows: Sequence[Row], metric: str, evidence: EvidenceS
 _PAIR_COLUMNS = ("first", "second", "difference", "low", "high", "p", "verdict")
 
 
+def _chance(p: float) -> str:
+    """A p value: no number of draws or images makes it 0."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _add_pair(table: Table, rows: tuple[Row, Row], names: tuple[str, str], metric: str, evidence: EvidenceStore) -> None:
     values = (rows[0].mean(metric), rows[1].mean(metric))
     found = [evidence.of(row) for row in rows]
@@ -74,7 +79,7 @@ def _add_pair(table: Table, rows: tuple[Row, Row], names: tuple[str, str], metri
         if not isinstance(outcome, str):
             verdict = f"{names[outcome.better < 0]} is better" if outcome.better else "no difference shown"
             numbers = [f"{100 * number:+.2f}" for number in (outcome.value, *outcome.interval)]
-            table.rows.append([Cell(text) for text in (*names, *numbers, f"{outcome.p:.3f}", verdict)])
+            table.rows.append([Cell(text) for text in (*names, *numbers, _chance(outcome.p), verdict)])
             interval = {"low": outcome.interval.low, "high": outcome.interval.high}
             table.data.append(data | {"difference": outcome.value, **interval, "p": outcome.p, "verdict": verdict})
             return
@@ -136,7 +141,7 @@ def overall_table(group: Overall, metric: str) -> Table:
     for pair in pairs:
         better = pair.first if pair.difference > 0 else pair.second
         verdict = f"{better} is better" if pair.adjusted < ALPHA else "no difference shown"
-        numbers = (f"{100 * pair.difference:+.2f}", f"{pair.p:.4f}", f"{pair.adjusted:.4f}")
+        numbers = (f"{100 * pair.difference:+.2f}", _chance(pair.p), _chance(pair.adjusted))
         table.rows.append([Cell(text) for text in (pair.first, pair.second, *numbers, verdict)])
         table.data.append({**pair._asdict(), "metric": metric, "datasets": len(group.datasets), "verdict": verdict})
     return table

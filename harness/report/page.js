@@ -30,6 +30,7 @@ const number = (value, digits = 1) => (value === null || value === undefined ? "
 const again = (row) => Math.floor(NAMES.indexOf(row.name) / COLOURS.length);
 const dashes = (row) => ["none", "7 4", "2 3"][again(row) % 3];
 const brief = (name) => (name.length > 24 ? `${name.slice(0, 16)}…${name.slice(-7)}` : name);
+const chance = (p) => (p < 0.001 ? "<0.001" : p.toFixed(3));
 const dot = (row) => make("span", { class: again(row) % 2 ? "swatch round" : "swatch", style: `background:${colour(row)}` });
 
 // --- the record behind a number -------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ function leaderboard(family, rows) {
 
 function costs(rows) {
   return table([
-    { title: "Method", left: true, name: true, value: (row) => row.name, cell: (row) => make("span", {}, dot(row), row.name) },
+    { title: "Method", left: true, name: true, value: (row) => row.name, cell: (row) => make("span", { class: "method" }, dot(row), row.name) },
     { title: "Input", value: (row) => row.input, cell: (row) => row.input },
     { title: "Encoder", left: true, value: (row) => row.encoder, cell: (row) => row.encoder || "–" },
     { title: "Training (s)", value: (row) => row.fit_s, cell: (row) => number(row.fit_s) },
@@ -145,7 +146,7 @@ function pairs(list) {
     { title: "Second", left: true, name: true, value: (row) => row.second, cell: (row) => row.second },
     { title: "Difference", value: (row) => row.difference, cell: (row) => (row.difference === undefined ? "–" : signed(row.difference)) },
     { title: "95 % interval", value: (row) => row.low, cell: (row) => (row.low === undefined ? "–" : `${signed(row.low)} to ${signed(row.high)}`) },
-    { title: "p", value: (row) => row.adjusted ?? row.p, cell: (row) => ((row.adjusted ?? row.p) === undefined ? "–" : (row.adjusted ?? row.p).toFixed(3)) },
+    { title: "p", value: (row) => row.adjusted ?? row.p, cell: (row) => ((row.adjusted ?? row.p) === undefined ? "–" : chance(row.adjusted ?? row.p)) },
     { title: "Verdict", left: true, wrap: true, value: (row) => row.verdict, cell: (row) => row.verdict },
   ], list);
   return make("details", { open: list.length <= LONG, class: "pairs" }, make("summary", {}, `${list.length} pair${list.length === 1 ? "" : "s"}, ${list.filter((row) => row.verdict.endsWith("is better")).length} told apart`), lines);
