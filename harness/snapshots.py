@@ -109,15 +109,9 @@ class TeamSnapshots(FolderSnapshots):
         """As of one process; never for the others."""
         return self._team.rank == 0 and super().due()
 
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Write a snapshot, which says that the team made it."""
-        self.facts = self._team.facts()
-        super().save(state)
-
-    def save_fitted(self, state: Mapping[str, Any]) -> None:
-        """Write what the team learned."""
-        self.facts = self._team.facts()
-        super().save_fitted(state)
+    def _write(self, name: str, state: Mapping[str, Any]) -> None:
+        self.facts = self._team.facts()  # the file says that the team made it
+        super()._write(name, state)
 
     def load(self) -> dict[str, Any] | None:
         """The last snapshot of rank 0, or None; every process calls it, in a training."""

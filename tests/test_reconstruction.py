@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from methodkit import TINY, Stripes, make_context
+from methodkit import SMALL_DECODER, TINY, Stripes, make_context
 
 from inpbench.harness import params as parameters
 from inpbench.harness.errors import UsageError, WeightsError
@@ -19,17 +19,7 @@ from inpbench.methods.encoders import build_encoder
 from inpbench.methods.losses import cosine_distance
 
 NAMES = ("inp_former", "dinomaly")
-SMALL = {
-    "encoder": TINY.name,
-    "input_size": "56x70",
-    "crop_size": "56x70",
-    "encoder_groups": "0,1;2",
-    "decoder_groups": "0,1;2,3",
-    "decoder_depth": "4",
-    "steps": "8",
-    "batch_size": "4",
-    "warmup": "2",
-}
+SMALL = SMALL_DECODER | {"steps": "8", "batch_size": "4", "warmup": "2"}
 
 
 @pytest.fixture(autouse=True)

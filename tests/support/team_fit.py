@@ -10,7 +10,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from methodkit import TINY, Stripes, make_context
+from methodkit import SMALL_DECODER, TINY, Stripes, make_context
 from torch import Tensor
 
 from inpbench.harness import params as parameters
@@ -20,17 +20,7 @@ from inpbench.harness.process_group import Team, join
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.methods import encoder_table
 
-SMALL = {
-    "encoder": TINY.name,
-    "input_size": "56x70",
-    "crop_size": "56x70",
-    "encoder_groups": "0,1;2",
-    "decoder_groups": "0,1;2,3",
-    "decoder_depth": "4",
-    "warmup": "2",
-    "steps": "24",
-    "lr": "1e-3",
-}
+SMALL = SMALL_DECODER | {"warmup": "2", "steps": "24", "lr": "1e-3"}
 # Name: method, changes, images, how features are kept (or `reference`: the engine), dtype
 CASES: dict[str, tuple[str, dict[str, str], int, str, torch.dtype]] = {
     "inp_former": ("inp_former", {"batch_size": "5"}, 12, "auto", torch.float64),
