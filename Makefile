@@ -22,7 +22,7 @@ setup: $(READY)
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev,export]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,export,fast]"
 	touch $@
 
 demo: setup

@@ -35,6 +35,7 @@ def examine(results: Path) -> Iterator[Finding]:
     yield Finding(sys.version_info >= (3, 10), "python", sys.version.split()[0], "inpbench needs Python 3.10 or newer")
     yield from _packages()
     yield from _device()
+    yield _loops()
     yield from _folders(results)
     yield from _shadowing()
     yield from _weights()
@@ -59,6 +60,14 @@ def _device() -> Iterator[Finding]:
     else:
         yield Finding(None, "cuda", "no CUDA device: everything runs on the CPU")
     yield Finding(None, "threads", str(torch.get_num_threads()))
+
+
+def _loops() -> Finding:
+    from inpbench.harness.metrics import loops
+
+    if loops.COMPILED:
+        return Finding(None, "pixel metrics", "counted by loops that numba compiles")
+    return Finding(None, "pixel metrics", "counted by NumPy and torch; twice as fast with numba: pip install 'inpbench[fast]'")
 
 
 def _folders(results: Path) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from inpbench.harness.errors import MetricError
-from inpbench.harness.metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS, MetricValues, pixels
+from inpbench.harness.metrics import IMAGE_METRICS, METRICS, PIXEL_METRICS, MetricValues, counting, loops, pixels, workers
 from inpbench.harness.metrics.category import CategoryMetrics
 from inpbench.harness.metrics.image import ImageMetrics
 from inpbench.harness.metrics.pixel import PixelMetrics
@@ -83,6 +83,20 @@ SCORES = {
 
 
 def measure(maps: np.ndarray | torch.Tensor, masks: np.ndarray = MASKS, batch: int = 6, **options: object) -> MetricValues:
+    """The metrics by the tables of NumPy and torch; where numba is installed, the compiled loops say the same."""
+    by_tables = measure_once(maps, masks, batch, False, **options)
+    if loops.COMPILED:
+        assert measure_once(maps, masks, batch, True, **options) == by_tables
+    return by_tables
+
+
+def measure_once(maps: np.ndarray | torch.Tensor, masks: np.ndarray, batch: int, compiled: bool, **options: object) -> MetricValues:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loops, "COMPILED", compiled)
+        return measure_as_is(maps, masks, batch, **options)
+
+
+def measure_as_is(maps: np.ndarray | torch.Tensor, masks: np.ndarray, batch: int, **options: object) -> MetricValues:
     metrics = PixelMetrics(**options)  # type: ignore[arg-type]
     maps, truth = torch.as_tensor(maps), torch.from_numpy(np.ascontiguousarray(masks))
     for start in range(0, len(maps), batch):
@@ -192,8 +206,10 @@ def test_sizes_and_dtypes_may_differ_between_updates() -> None:
 def test_threads_and_sizes_of_pieces_change_nothing(name: str, threads: int, dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = SCORES[name].astype(dtype)
     expected = [measure(maps, variant=variant) for variant in ("exact", "paper", "dinomaly")]
-    for size, value in {"CHUNK": 300, "PIECE": 70, "GROUP": 650, "FEWEST_BINS": 16}.items():
-        monkeypatch.setattr(pixels, size, value)
+    monkeypatch.setattr(pixels, "CHUNK", 300)
+    monkeypatch.setattr(workers, "THREAD_PIXELS", 500)
+    for size, value in {"PIECE": 70, "GROUP": 650, "FEWEST_BINS": 16}.items():
+        monkeypatch.setattr(counting, size, value)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

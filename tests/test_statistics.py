@@ -366,7 +366,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def simulation() -> Any:
-    spec = importlib.util.spec_from_file_location("coverage_simulation", ROOT / "benchmarks" / "coverage.py")
+    spec = importlib.util.spec_from_file_location("coverage_simulation", ROOT / "benchmarks" / "interval_coverage.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["coverage_simulation"] = module

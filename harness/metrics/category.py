@@ -10,8 +10,8 @@ from torch import Tensor
 from inpbench.harness.errors import MetricError
 from inpbench.harness.metrics import MetricValues, Variant
 from inpbench.harness.metrics.image import ImageMetrics
+from inpbench.harness.metrics.memory import sent
 from inpbench.harness.metrics.pixel import PixelMetrics
-from inpbench.harness.metrics.pixels import sent
 
 
 class CategoryMetrics:

@@ -60,10 +60,12 @@ class Walk:
         if not groups.key.size:
             return
         anomalous = groups.anomalous
+        p, n, fp0, share = anomalous, groups.normal, groups.above, groups.share
         pairs = anomalous > 0
-        if not pairs.any():
+        if not pairs.all():
+            p, n, fp0, share = p[pairs], n[pairs], fp0[pairs], share[pairs]
+        if not p.size:
             return
-        p, n, fp0, share = anomalous[pairs], groups.normal[pairs], groups.above[pairs], groups.share[pairs]
         width = groups.width
         tp1 = self._tp + np.cumsum(p)
         fp1 = fp0 + n
@@ -112,7 +114,7 @@ class Walk:
         x0, x1 = np.minimum(fp0, self._limit), np.minimum(fp0 + n, self._limit)
         before = np.concatenate(([min(self._fp, self._limit)], x1[:-1]))
         step = x1 - x0
-        rise = (pro1 - pro0) * np.divide(step, n, out=np.zeros_like(step), where=n > 0)  # up to the limit
+        rise = (pro1 - pro0) * (step / np.maximum(n, 1))  # up to the limit
         chord = step * (pro0 + rise / 2)
         self._aupro += float(np.sum((x0 - before) * pro0) + np.sum(chord))
         if width > 1:

@@ -8,7 +8,7 @@ two is the standard error, and Student's t with Satterthwaite's degrees of freed
 metric's interval is made on the logit scale, so that it lies in (0, 1) and is longer to the side where there is room; that of a
 difference is symmetric.
 
-`benchmarks/coverage.py` measures how often the truth is inside; docs/protocols/statistics.md says where it is not 95 %.
+`benchmarks/interval_coverage.py` measures how often the truth is inside; docs/protocols/statistics.md says where it is not 95 %.
 """
 
 from __future__ import annotations

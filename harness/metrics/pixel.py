@@ -21,7 +21,8 @@ from inpbench.harness.metrics import PIXEL_METRICS, VARIANTS, MetricValues, Vari
 from inpbench.harness.metrics.curve import Area, Counts, Groups, Walk
 from inpbench.harness.metrics.histogram import PixelHistogram
 from inpbench.harness.metrics.keys import Ints
-from inpbench.harness.metrics.pixels import PixelStore, raise_not_finite, take
+from inpbench.harness.metrics.memory import take
+from inpbench.harness.metrics.pixels import PixelStore, raise_not_finite
 from inpbench.harness.metrics.regions import Areas, MaskRuns
 from inpbench.harness.metrics.strips import STRIPS_OF, strip_areas, strip_keys, threshold_aupro, threshold_keys
 

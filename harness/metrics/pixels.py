@@ -1,14 +1,12 @@
 """All pixels of a category, kept as they came: every metric is then exact.
 
-What matters at an anomalous score is how many normal pixels lie above it and how many share it. Sorting every pixel would tell, but
-few pixels are near an anomalous one: a coarse histogram of all keys counts the bins that hold no score of interest, and only the
-pixels of the other bins are sorted. Counts are integers, so the result does not depend on order, batch size, threads or device.
+What matters at an anomalous score is how many normal pixels lie above it and how many share it: `counting` tells. Counts are
+integers, so the result does not depend on order, batch size, threads or device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,34 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inpbench.harness.errors import MetricError
+from inpbench.harness.metrics.counting import count, split
 from inpbench.harness.metrics.curve import Groups
-from inpbench.harness.metrics.keys import Floats, Ints, keys_of, ordered_keys
+from inpbench.harness.metrics.keys import Floats, Ints, keys_of
+from inpbench.harness.metrics.memory import keep, room
 from inpbench.harness.metrics.regions import Areas
-from inpbench.harness.metrics.workers import Workers, workers
+from inpbench.harness.metrics.workers import workers
 
 CHUNK = 1 << 20  # pixels held in one tensor; NumPy asks the system for large pages from 4 MiB on, which cost a fifth to fill
-_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
-PIECE = 1 << 18  # pixels looked at at a time: what is computed from them stays in a processor's cache
-GROUP = 1 << 23  # pixels counted at a time: a call of bincount costs as much as its bins
-FEWEST_BINS, MOST_BINS = 1 << 12, 1 << 20  # of the coarse histogram, which stays in a processor's cache
-PIXELS_A_BIN = 16  # on average; with fewer the bins cost more than the pixels that need no sorting save
-
-
-class Grid(NamedTuple):
-    """The bins of the coarse histogram: key >> shift, minus base."""
-
-    shift: int
-    base: int
-    bins: int
-    wanted: Tensor  # (bins,) bool: those that hold a key of interest
-    ordered: bool  # the scores' bits are their keys: none is negative
-
-
-class Look(NamedTuple):
-    """What is seen of some pixels."""
-
-    histogram: Tensor  # (bins,) int64, pixels of each bin
-    near: NDArray[Any]  # (n,) keys of the pixels in wanted bins, in the order they came
 
 
 class PixelStore:
@@ -66,12 +44,15 @@ class PixelStore:
         start = 0
         while start < scores.numel():
             if not self._chunks or self._used == CHUNK:
-                self._chunks.append(_room(CHUNK, self.dtype, self.device))
+                self._chunks.append(room(CHUNK, self.dtype, self.device))
                 self._used = 0
-            count = min(CHUNK - self._used, scores.numel() - start)
-            _keep(scores[start : start + count], self._chunks[-1][self._used : self._used + count])
-            self._used += count
-            start += count
+            size = min(CHUNK - self._used, scores.numel() - start)
+            found = keep(scores[start : start + size], self._chunks[-1][self._used : self._used + size])
+            if found is not None:
+                seen, low, high = self._extremes
+                self._extremes = (seen + size, float(np.minimum(low, found[0])), float(np.maximum(high, found[1])))
+            self._used += size
+            start += size
         self.total += scores.numel()
 
     def add_anomalous(self, scores: Tensor) -> None:
@@ -95,6 +76,7 @@ class PixelStore:
         """Round float64 scores to float32."""
         self._chunks, self._anomalous = [chunk.float() for chunk in self._chunks], [self.anomalous().float()]
         self.dtype = torch.float32
+        self._extremes = (0, np.inf, -np.inf)  # those of float64 may lie outside
 
     def pop(self) -> Iterator[Tensor]:
         """The scores, (n,) at a time, forgetting each; the anomalous ones stay until `clear`."""
@@ -111,8 +93,8 @@ class PixelStore:
     def range(self) -> tuple[float, float]:
         """Smallest and largest score; NaN if there is one. Waits for the device."""
         if self._extremes[0] != self.total:
-            with workers(self.device, len(self._chunks)) as run:
-                found = torch.stack(run(extremes, self._pieces())).to(self.dtype)
+            with workers(self.device, self.total) as run:
+                found = torch.stack(run(extremes, split(list(self.chunks())))).to(self.dtype)
             self._extremes = (self.total, float(found[:, 0].amin()), float(found[:, 1].amax()))
         return self._extremes[1:]
 
@@ -145,93 +127,15 @@ class PixelStore:
             targets, anomalous, share = keys, counts, shares
         if targets.size == 0:
             return
-        above, equal = self._count(targets)
+        above, equal = count(list(self.chunks()), targets, self.range())
         above -= anomalous[::-1].cumsum()[::-1] - anomalous  # counts of all pixels become counts of normal ones
         equal -= anomalous
         yield Groups(targets[::-1], above[::-1], equal[::-1], anomalous[::-1], share[::-1])
-
-    def _count(self, targets: Ints) -> tuple[Ints, Ints]:
-        """Pixels strictly above each target and pixels equal to it; targets (T,) ascending, all within the extremes."""
-        grid = self._grid(targets)
-        with workers(self.device, -(-self.total // PIECE)) as run:
-            pieces = self._pieces()
-            shares = [pieces[first :: run.threads] for first in range(run.threads)]
-            looks = run(lambda share: look(share, grid), shares)
-            near = np.concatenate([one.near for one in looks])
-            sort(near, run)
-            found = run(lambda some: count_near(near, some), np.array_split(targets.astype(near.dtype), run.threads))
-        above, equal = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        histogram = sum((one.histogram for one in looks[1:]), looks[0].histogram)
-        histogram[grid.wanted] = 0
-        upto_bin = histogram.cumsum(0)  # pixels in unwanted bins up to each
-        at = torch.from_numpy((targets >> grid.shift) - grid.base).to(self.device)
-        above += (upto_bin[-1] - upto_bin.index_select(0, at)).cpu().numpy()
-        return above, equal
-
-    def _grid(self, targets: Ints) -> Grid:
-        """Bins for the pixels seen; those of the targets (T,) are wanted."""
-        dtype = np.float64 if self.dtype == torch.float64 else np.float32
-        low, high = (int(key) for key in keys_of(np.array(self.range(), dtype)))
-        shift, most = 0, min(MOST_BINS, max(FEWEST_BINS, self.total // PIXELS_A_BIN))
-        while (high >> shift) - (low >> shift) >= most:
-            shift += 1
-        base = low >> shift
-        wanted = torch.zeros((high >> shift) - base + 1, dtype=torch.bool)
-        wanted.numpy()[(targets >> shift) - base] = True
-        return Grid(shift, base, wanted.numel(), wanted.to(self.device), low >= 0)
-
-    def _pieces(self) -> list[Tensor]:
-        """The scores, as many at a time as a processor's cache holds; on another device, a chunk at a time."""
-        size = PIECE if self.device.type == "cpu" else CHUNK
-        return [piece for chunk in self.chunks() for piece in torch.split(chunk, size)]
 
 
 def extremes(scores: Tensor) -> Tensor:
     """(2,) the smallest and the largest of scores (n,); NaN if there is one."""
     return torch.stack(torch.aminmax(scores))
-
-
-def look(pieces: list[Tensor], grid: Grid) -> Look:
-    """Count the scores of `pieces`, each (n,) with n up to GROUP."""
-    device = grid.wanted.device
-    histogram = torch.zeros(grid.bins, dtype=torch.int64, device=device)
-    room = _room(min(GROUP, sum(piece.numel() for piece in pieces)), torch.int32, device)
-    is_near = _room(max(piece.numel() for piece in pieces), torch.bool, device)
-    near, used = [], 0
-    for scores in pieces:
-        count = scores.numel()
-        if used + count > room.numel():
-            histogram += torch.bincount(room[:used], minlength=grid.bins)
-            used = 0
-        keys = scores.view(_BITS[scores.dtype]) if grid.ordered else ordered_keys(scores)
-        bin_of = room[used : used + count]
-        if keys.dtype == bin_of.dtype:
-            torch.bitwise_right_shift(keys, grid.shift, out=bin_of).sub_(grid.base)
-        else:
-            torch.sub(keys >> grid.shift, grid.base, out=bin_of)
-        near.append(_near(keys, torch.index_select(grid.wanted, 0, bin_of, out=is_near[:count])))
-        used += count
-    histogram += torch.bincount(room[:used], minlength=grid.bins)
-    return Look(histogram, np.concatenate(near))
-
-
-def sort(keys: NDArray[Any], run: Workers) -> None:
-    """Sort keys (n,) in place: parted at equal distances, the stretches between are each a thread's."""
-    cuts = [keys.size * part // run.threads for part in range(1, run.threads)]
-    if cuts:
-        keys.partition(cuts)
-    run(np.ndarray.sort, np.split(keys, cuts))
-
-
-def count_near(keys: NDArray[Any], targets: NDArray[Any]) -> tuple[Ints, Ints]:
-    """Keys (n,) strictly above each target (T,), and keys equal to it; both ascend and are of one type."""
-    first = np.searchsorted(keys, targets)
-    last = keys.size - 1
-    past = first + (keys[np.minimum(first, last)] == targets)
-    # Most targets are the score of one pixel: only the others need a second search.
-    several = np.flatnonzero((past > first) & (keys[np.minimum(past, last)] == targets))
-    past[several] = np.searchsorted(keys, targets[several], "right")
-    return keys.size - past, past - first
 
 
 def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float64]]:
@@ -251,43 +155,6 @@ def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float
         return keys, keys, np.empty(0, np.float64)
     starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
     return keys[starts], np.diff(starts, append=keys.size), np.add.reduceat(1.0 / areas, starts)
-
-
-def _room(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor (count,); of large pages on the CPU, where NumPy asks the system for them and torch does not."""
-    if device.type != "cpu":
-        return torch.empty(count, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(count, str(dtype).removeprefix("torch.")))
-
-
-def _keep(scores: Tensor, kept: Tensor) -> None:
-    """Write scores (n,) to `kept` (n,); adding 0 turns -0.0 into 0.0 on the way.
-
-    On the CPU by NumPy: a barrier of torch's threads costs more than the operation on a busy machine.
-    """
-    if kept.device.type == "cpu":
-        np.add(scores.numpy(), 0.0, out=kept.numpy())
-    else:
-        torch.add(scores, 0.0, out=kept)
-
-
-def take(values: Tensor, positions: Ints) -> Tensor:
-    """values[positions]: (n,), (p,) int64 on the host -> (p,); on the CPU by NumPy, which is twice as fast."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(values.numpy()[positions])
-    return values[sent(torch.from_numpy(positions), values.device)]
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on `device`; the host does not wait for what the device is doing."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _near(keys: Tensor, is_near: Tensor) -> NDArray[Any]:
-    """The keys (n,) that are near (n,), on the host; by position, which costs half of a selection by truth."""
-    if keys.device.type == "cpu":
-        return take(keys, np.flatnonzero(is_near.numpy())).numpy()
-    return keys[is_near].cpu().numpy()
 
 
 def raise_not_finite(value_of: str, index: int) -> None:

@@ -12,6 +12,7 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 MOST_THREADS = 4  # each holds a group of pixels and a histogram
+THREAD_PIXELS = 1 << 22  # for fewer a thread is not worth its start: systems leave short ones on the processor of the first
 
 
 class Workers:
@@ -27,13 +28,13 @@ class Workers:
 
 
 @contextlib.contextmanager
-def workers(device: torch.device, most: int) -> Iterator[Workers]:
-    """As many threads as torch may use, up to `most`; one where `device` is not the CPU. Torch works in one thread meanwhile.
+def workers(device: torch.device, pixels: int) -> Iterator[Workers]:
+    """As many threads as torch may use and `pixels` are worth; one where `device` is not the CPU. Torch works in one meanwhile.
 
     The barriers of torch's threads cost more than the few operations between them, and its idle threads keep the processor busy.
     """
     usual = torch.get_num_threads()
-    threads = max(1, min(usual, most, MOST_THREADS)) if device.type == "cpu" else 1
+    threads = max(1, min(usual, pixels // THREAD_PIXELS, MOST_THREADS)) if device.type == "cpu" else 1
     torch.set_num_threads(1)
     try:
         if threads == 1:

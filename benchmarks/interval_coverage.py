@@ -1,6 +1,6 @@
 """How often the 95 % intervals hold the truth, and how often two methods are told apart: by simulation, where the truth is known.
 
-    python -P benchmarks/coverage.py [--sets 300] [--processes 2] > results/statistics/coverage.md
+    python -P benchmarks/interval_coverage.py [--sets 300] [--processes 2] > results/statistics/coverage.md
 
 Test sets are drawn again and again from a population whose metrics are known, and each goes through the production path (draws,
 jackknife, interval). Image scores: `even` has two normal distributions, `wide` a wider one for anomalous images, `mixed` a
@@ -257,7 +257,9 @@ def main() -> None:
     parser.add_argument("--pixel-sets", type=int, default=150)
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
-    print(f"# Coverage of intervals\n\n`python -P benchmarks/coverage.py --sets {args.sets} --pixel-sets {args.pixel_sets}`\n")
+    print(
+        f"# Coverage of intervals\n\n`python -P benchmarks/interval_coverage.py --sets {args.sets} --pixel-sets {args.pixel_sets}`\n"
+    )
     image = [
         Case(kind, quality, *size) for size in SIZES for quality in QUALITY for kind in KINDS if size[1] < 400 or kind == "even"
     ]
