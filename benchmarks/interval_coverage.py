@@ -257,9 +257,8 @@ def main() -> None:
     parser.add_argument("--pixel-sets", type=int, default=150)
     parser.add_argument("--processes", type=int, default=1)
     args = parser.parse_args()
-    print(
-        f"# Coverage of intervals\n\n`python -P benchmarks/interval_coverage.py --sets {args.sets} --pixel-sets {args.pixel_sets}`\n"
-    )
+    command = f"python -P benchmarks/interval_coverage.py --sets {args.sets} --pixel-sets {args.pixel_sets}"
+    print(f"# Coverage of intervals\n\n`{command}`\n")
     image = [
         Case(kind, quality, *size) for size in SIZES for quality in QUALITY for kind in KINDS if size[1] < 400 or kind == "even"
     ]

@@ -22,7 +22,8 @@ from inpbench.harness.metrics.workers import workers
 PIECE = 1 << 18  # pixels looked at at a time: what is computed from them stays in a processor's cache
 GROUP = 1 << 23  # pixels counted at a time: a call of bincount costs as much as its bins
 FEWEST_BINS, MOST_BINS = 1 << 12, 1 << 20  # of the coarse histogram, which stays in a processor's cache
-PIXELS_A_BIN = 16  # on average; with fewer the bins cost more than the pixels that need no sorting save
+PIXELS_A_BIN, PIXELS_A_BIN_OF_LOOPS = 16, 48  # on average; with fewer the bins cost more than the pixels near none save
+MOST_COMPARISONS = 8  # of a near pixel, on average; beyond, sorting is faster
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -51,12 +52,15 @@ def count(chunks: Sequence[Tensor], targets: Ints, extremes: tuple[float, float]
     the smallest and the largest score. Integers: neither order nor chunks nor threads nor device change them.
     """
     device, total = chunks[0].device, sum(chunk.numel() for chunk in chunks)
-    grid = make_grid(targets, extremes, chunks[0].dtype, device, total)
-    sought = targets.astype(np.int64 if chunks[0].dtype == torch.float64 else np.int32)
-    find = find_by_loops if device.type == "cpu" and loops.COMPILED else find_by_tables
+    by_loops = device.type == "cpu" and loops.COMPILED
+    per_bin, find = (PIXELS_A_BIN_OF_LOOPS, find_by_loops) if by_loops else (PIXELS_A_BIN, find_by_tables)
+    dtype = np.dtype(np.float64 if chunks[0].dtype == torch.float64 else np.float32)
+    grid = make_grid(targets, keys_of(np.array(extremes, dtype)), total // per_bin, device)
+    sought = targets.astype(np.int64 if dtype.itemsize == 8 else np.int32)
     with workers(device, total) as run:
         pieces = split(chunks)
-        shares = run(lambda first: find(pieces[first :: run.threads], grid, sought), range(run.threads))
+        threads = min(run.threads, len(pieces))
+        shares = run(lambda first: find(pieces[first::threads], grid, sought), range(threads))
     above, equal = (sum(parts[1:], parts[0]) for parts in ([one.above for one in shares], [one.equal for one in shares]))
     histogram = sum((one.histogram.long() for one in shares[1:]), shares[0].histogram.long())
     histogram[grid.wanted] = 0
@@ -66,10 +70,10 @@ def count(chunks: Sequence[Tensor], targets: Ints, extremes: tuple[float, float]
     return above, equal
 
 
-def make_grid(targets: Ints, extremes: tuple[float, float], dtype: torch.dtype, device: torch.device, total: int) -> Grid:
-    """Bins for `total` scores of `dtype` between the extremes; those of the targets (T,) are wanted."""
-    low, high = (int(key) for key in keys_of(np.array(extremes, np.float64 if dtype == torch.float64 else np.float32)))
-    shift, most = 0, min(MOST_BINS, max(FEWEST_BINS, total // PIXELS_A_BIN))
+def make_grid(targets: Ints, extremes: Ints, bins: int, device: torch.device) -> Grid:
+    """At most `bins` bins, within limits, for keys between the extremes (2,); those of the targets (T,) are wanted."""
+    low, high = (int(key) for key in extremes)
+    shift, most = 0, min(MOST_BINS, max(FEWEST_BINS, bins))
     while (high >> shift) - (low >> shift) >= most:
         shift += 1
     base = low >> shift
@@ -96,11 +100,25 @@ def find_by_loops(pieces: Sequence[Tensor], grid: Grid, targets: NDArray[Any]) -
         used = loops.look(keys_in(piece, grid).numpy(), grid.shift, grid.base, histogram, buffer)
         parts.append(buffer[:used].copy())
     histogram &= np.iinfo(kind).max
-    near = np.concatenate(parts)
-    near.sort()
+    return Share(torch.from_numpy(histogram), *compare(np.concatenate(parts), histogram, targets, grid))
+
+
+def compare(near: NDArray[Any], histogram: NDArray[Any], targets: NDArray[Any], grid: Grid) -> tuple[Ints, Ints]:
+    """Near keys (n,) strictly above each target (T,), and near keys equal to it; histogram: (bins,), targets ascend."""
+    bins = np.flatnonzero(grid.wanted.numpy())
+    ends = histogram[bins].cumsum(dtype=np.int64)
+    target_ends = np.searchsorted((targets >> grid.shift) - grid.base, bins, "right")
     above, equal = np.empty(targets.size, np.int64), np.empty(targets.size, np.int64)
-    loops.compare(near, targets, above, equal)
-    return Share(torch.from_numpy(histogram), above, equal)
+    if np.diff(ends, prepend=0) @ np.diff(target_ends, prepend=0) > MOST_COMPARISONS * near.size:  # scores crowd in a few bins
+        near.sort()
+        loops.compare(near, targets, above, equal)
+        return above, equal
+    begin = np.zeros_like(histogram)
+    begin[bins[1:]] = ends[:-1]
+    by_bin = np.empty_like(near)
+    loops.sort_into_bins(near, grid.shift, grid.base, begin, by_bin)
+    loops.compare_in_bins(by_bin, ends, targets, target_ends, above, equal)
+    return above, equal
 
 
 def find_by_tables(pieces: Sequence[Tensor], grid: Grid, targets: NDArray[Any]) -> Share:

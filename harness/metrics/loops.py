@@ -29,7 +29,11 @@ def compiled(function: F) -> F:
     """The compiled function, or itself; numba's own decorator has no types."""
     if not COMPILED:
         return function
-    done: F = numba.njit(nogil=True, cache=True)(function)
+    done: F
+    try:
+        done = numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no folder to keep it in can be written: every process compiles for itself, two seconds
+        done = numba.njit(nogil=True)(function)
     return done
 
 
@@ -70,8 +74,38 @@ def look(keys: Keys, shift: int, base: int, histogram: Keys, near: Keys) -> int:
 
 
 @compiled
+def sort_into_bins(keys: Keys, shift: int, base: int, begin: Keys, out: Keys) -> None:
+    """Write keys (n,) to `out` (n,) bin by bin; begin: (bins,) where the keys of each bin begin, and where they end afterwards."""
+    for at in range(keys.size):
+        key = keys[at]
+        place = np.uint64((key >> keys.dtype.type(shift)) - base)
+        out[np.uint64(begin[place])] = key
+        begin[place] += begin.dtype.type(1)
+
+
+@compiled
+def compare_in_bins(keys: Keys, ends: Ints, targets: Keys, target_ends: Ints, above: Ints, equal: Ints) -> None:
+    """How many keys lie above each target and how many equal it: every key of a bin is compared with every target of the bin.
+
+    keys: (n,) bin by bin, those of bin w end at ends[w], (W,); targets: (T,) ascending, those of bin w end at target_ends[w];
+    above, equal: (T,), written to.
+    """
+    begin = first = np.uint64(0)
+    for at in range(ends.size):
+        end, last = np.uint64(ends[at]), np.uint64(target_ends[at])
+        for target in range(first, last):
+            value, higher, same = targets[target], np.int32(0), np.int32(0)
+            for key in range(begin, end):
+                higher += np.int32(keys[key] > value)
+                same += np.int32(keys[key] == value)
+            above[target] = keys.size - ends[at] + higher
+            equal[target] = same
+        begin, first = end, last
+
+
+@compiled
 def compare(keys: Keys, targets: Keys, above: Ints, equal: Ints) -> None:
-    """How many keys lie above each target and how many equal it, (T,) each: a walk up keys (n,) and targets (T,), which ascend."""
+    """The same of keys (n,) that ascend: a walk up both."""
     size = keys.size
     first = 0
     for at in range(targets.size):
