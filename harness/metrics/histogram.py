@@ -62,14 +62,18 @@ class PixelHistogram:
             self._all.index_add_(0, self._place(slots, piece), torch.ones_like(piece, dtype=self._all.dtype))
 
     def _count(self, keys: Tensor) -> None:
-        """Count keys (n,) by a compiled loop, which stops where a page is new."""
-        start = 0
+        """Count keys (n,) by a compiled loop, which stops where a page is new.
+
+        Half a page at a time: the tables are larger than a processor's cache.
+        """
+        grouped, start = torch.empty_like(keys), 0
+        loops.group(keys.numpy(), PAGE_BITS - 1, grouped.numpy())
         while True:
-            rest, slots, table = keys[start:].numpy(), self._slot.numpy(), self._all.numpy()
+            rest, slots, table = grouped[start:].numpy(), self._slot.numpy(), self._all.numpy()
             start += loops.count_in_pages(rest, slots, self.shift, PAGE_BITS, table)
             if start == keys.numel():
                 return
-            self._make_room(keys[start : start + PIECE])
+            self._make_room(grouped[start : start + PIECE])
 
     def add_anomalous(self, scores: Tensor, areas: NDArray[np.int32]) -> None:
         """Count the anomalous ones of the pixels added before, again. scores: (p,) float; areas: (p,) of their regions."""

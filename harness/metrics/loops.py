@@ -121,6 +121,20 @@ def compare(keys: Keys, targets: Keys, above: Ints, equal: Ints) -> None:
 
 
 @compiled
+def group(keys: Keys, shift: int, out: Keys) -> None:
+    """Write keys (n,) to `out` (n,) so that those with the same ten bits above `shift` follow one another."""
+    begin = np.zeros(1025, np.int64)
+    for at in range(keys.size):
+        begin[(np.uint64(keys[at] >> shift) & np.uint64(1023)) + np.uint64(1)] += 1
+    for at in range(1, 1024):
+        begin[at] += begin[at - 1]
+    for at in range(keys.size):
+        place = np.uint64(keys[at] >> shift) & np.uint64(1023)
+        out[np.uint64(begin[place])] = keys[at]
+        begin[place] += 1
+
+
+@compiled
 def count_in_pages(keys: Keys, slots: Keys, shift: int, page_bits: int, table: Keys) -> int:
     """Count keys (n,) int32 up to the first whose page has no memory, and return how many these are; as `PixelHistogram.add`.
 
