@@ -188,13 +188,15 @@ def test_maps_that_change_after_the_update_do_not_matter() -> None:
     assert metrics.compute() == expected
 
 
-def test_sizes_and_dtypes_may_differ_between_updates() -> None:
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32), (torch.float64, torch.float16)])
+def test_sizes_and_dtypes_may_differ_between_updates(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     metrics = PixelMetrics()
-    scores = SCORES["overlapping"]
-    metrics.update(torch.from_numpy(scores[:2]).float(), torch.from_numpy(MASKS[:2]))
-    metrics.update(torch.from_numpy(scores[2:, :, :15]), torch.from_numpy(MASKS[2:, :, :15]))
-    pieces = [(scores[:2].astype(np.float32).astype(np.float64), MASKS[:2]), (scores[2:, :, :15], MASKS[2:, :, :15])]
-    flat, truth = (np.concatenate([piece[i].ravel() for piece in pieces]) for i in (0, 1))
+    scores = torch.from_numpy(SCORES["overlapping"])
+    pieces = [(scores[:2].to(dtypes[0]), MASKS[:2]), (scores[2:, :, :15].to(dtypes[1]), MASKS[2:, :, :15])]
+    for maps, masks in pieces:
+        metrics.update(maps, torch.from_numpy(masks))
+    flat = np.concatenate([maps.double().numpy().ravel() for maps, _ in pieces])
+    truth = np.concatenate([masks.ravel() for _, masks in pieces])
     values = metrics.compute().values
     for metric, expected in zip(PIXEL_METRICS, reference_curve(flat, truth), strict=False):
         assert values[metric] == pytest.approx(expected, abs=1e-11)

@@ -18,11 +18,10 @@ def room(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def keep(scores: Tensor, kept: Tensor) -> tuple[float, float] | None:
-    """Write scores (n,) to `kept` (n,), -0.0 as 0.0; returns the smallest and the largest where that costs nothing.
+    """Write scores (n,) to `kept` (n,), of their type or a wider one, -0.0 as 0.0.
 
-    Of scores with a NaN one of the two is NaN.
-
-    On the CPU without torch: a barrier of its threads costs more than the operation on a busy machine.
+    Returns the smallest and the largest where that costs nothing; of scores with a NaN one of the two is NaN. On the CPU without
+    torch: a barrier of its threads costs more than the operation on a busy machine.
     """
     if kept.device.type != "cpu":
         torch.add(scores, 0.0, out=kept)
@@ -32,7 +31,8 @@ def keep(scores: Tensor, kept: Tensor) -> tuple[float, float] | None:
         np.add(scores.numpy(), 0.0, out=host)
         return None
     bits = np.int64 if kept.dtype == torch.float64 else np.int32
-    low, high = values_of(np.array(loops.keep(scores.numpy().view(bits), host.view(bits))), host.dtype)
+    extremes = loops.keep(scores.to(kept.dtype).numpy().view(bits), host.view(bits))
+    low, high = values_of(np.array(extremes), host.dtype)
     return float(low), float(high)
 
 
