@@ -2,8 +2,9 @@
 
 Raw: <root>/split_csv/<split>.csv lists every image; the images end in .JPG, the masks hold class numbers 1..9 (black to the eye).
 Converted (`VisA_pytorch`, with or without the level 1cls; the folder of anomalies is bad or defect): the tree of MVTec AD, masks
-without a suffix. Where both lie under one root, the raw files are taken. Training anomalies of the 2cls splits are listed with
-label 1; unsupervised training leaves them out. The kind of defect is "bad" throughout, so that both forms count alike.
+without a suffix. Where both lie under one root, the raw files are taken; a csv without its files is not in the way. Training
+anomalies of the 2cls splits are listed with label 1; unsupervised training leaves them out. The kind of defect is "bad" throughout,
+so that both forms count alike.
 """
 
 from __future__ import annotations
@@ -72,14 +73,11 @@ def raw_base(root: Path, split: str) -> str | None:
 
 def scan(root: Path, params: VisaParams, report: Report) -> list[Sample]:
     """The samples of a raw or a converted tree; `DataError` when the root is neither."""
-    raw = raw_base(root, params.split)
-    if raw is not None:
+    raw, converted = raw_base(root, params.split), _converted_base(root, params.split)
+    if raw is not None and (converted is None or any((root / raw / name / "Data").is_dir() for name in folders(root / raw))):
         return _scan_raw(root, raw, params.split, report)
-    tops = ("", "VisA_pytorch", "visa_pytorch", "VisA", "visa")
-    names = [join(top, params.split) for top in tops] + ([*tops] if params.split == "1cls" else [])
-    for base in names:
-        if any(is_category(root / base / name) for name in folders(root / base)):
-            return _scan_converted(root, base, params.split, report)
+    if converted is not None:
+        return _scan_converted(root, converted, params.split, report)
     raise DataError(
         f"{root} is no VisA tree: neither split_csv/{params.split}.csv nor a converted {params.split}/<object>/train is there. "
         f"Found: {', '.join(folders(root)[:8]) or 'no folder'}.",
@@ -175,6 +173,14 @@ def _report_stray(root: Path, samples: Mapping[str, list[Sample]], report: Repor
 
 
 # --- converted trees ------------------------------------------------------------------------------------------------
+
+
+def _converted_base(root: Path, split: str) -> str | None:
+    """Where a converted tree of the split lies below the root, or None."""
+    tops = ("", "VisA_pytorch", "visa_pytorch", "VisA", "visa")
+    names = [join(top, split) for top in tops] + ([*tops] if split == "1cls" else [])
+    fits = (base for base in names if any(is_category(root / base / name) for name in folders(root / base)))
+    return next(fits, None)
 
 
 def _scan_converted(root: Path, base: str, split: str, report: Report) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""The frozen ViT encoder: timm's blocks, the originals' tokens.
+"""The frozen ViT encoder: timm's blocks, the originals' tokens; and what it shares with BEiT.
 
 tokens = [cls, registers, patches]; the position embedding is added to cls and patches before the registers are put between them.
 Raw block outputs are used, never the final norm. Attribute names are a contract: `state_dict()` has the keys of the official
@@ -7,6 +7,7 @@ files (DINOv2, DINO v1), position embedding on its native grid, so that official
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -33,14 +34,51 @@ class PatchEmbed(nn.Module):
         return tokens
 
 
-class VisionTransformer(nn.Module):
-    """A plain ViT with optional registers and LayerScale, frozen and in eval mode."""
+class FrozenTransformer(nn.Module, ABC):
+    """Blocks over tokens, frozen and in eval mode; a subclass makes the tokens and reads its published files."""
+
+    blocks: nn.ModuleList
 
     def __init__(self, entry: EncoderEntry) -> None:
         super().__init__()
-        assert entry.kind == "vit"
         self.entry = entry
         self.dim, self.heads, self.patch, self.prefix = entry.dim, entry.heads, entry.patch, 1 + entry.registers
+
+    @abstractmethod
+    def tokens(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> the input of the first block (B, prefix + h * w, D)."""
+
+    def train(self, mode: bool = True) -> FrozenTransformer:
+        """Frozen: stays in eval mode, whatever the model around it does."""
+        super().train(False)
+        return self
+
+    def grid(self, size: Size) -> Size:
+        """(h, w) tokens of an image of (H, W) pixels; sizes that do not work raise `UsageError`."""
+        return self.entry.grid(size)
+
+    @torch.no_grad()
+    def layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+        """Outputs (B, prefix + h * w, D) of the blocks `indices` (0-based), in that order; later blocks are not run."""
+        hidden = self.tokens(images)
+        found: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks[: max(indices) + 1]):
+            hidden = block(hidden)
+            if index in indices:
+                found[index] = hidden
+        return [found[index] for index in indices]
+
+    def official_state(self) -> dict[str, Tensor]:
+        """The tensors under their official names."""
+        return dict(self.state_dict())
+
+
+class VisionTransformer(FrozenTransformer):
+    """A plain ViT with optional registers and LayerScale."""
+
+    def __init__(self, entry: EncoderEntry) -> None:
+        super().__init__(entry)
+        assert entry.kind == "vit"
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (entry.native // entry.patch) ** 2, self.dim))
@@ -60,15 +98,6 @@ class VisionTransformer(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> VisionTransformer:
-        """Frozen: stays in eval mode, whatever the model around it does."""
-        super().train(False)
-        return self
-
-    def grid(self, size: Size) -> Size:
-        """(h, w) tokens of an image of (H, W) pixels."""
-        return self.entry.grid(size)
-
     def position(self, grid: Size) -> Tensor:
         """The position embedding (1, 1 + h * w, D) on this grid."""
         return resize_position(self.pos_embed, grid, self.entry.position_float32)
@@ -82,31 +111,12 @@ class VisionTransformer(nn.Module):
             tokens = torch.cat((tokens[:, :1], self.register_tokens.expand(batch, -1, -1), tokens[:, 1:]), dim=1)
         return tokens
 
-    @torch.no_grad()
-    def layers(self, images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        """Outputs (B, prefix + h * w, D) of the blocks `indices` (0-based), in that order; later blocks are not run."""
-        return block_outputs(self.blocks, self.tokens(images), indices)
-
-    def official_state(self) -> dict[str, Tensor]:
-        """The tensors under their official names."""
-        return dict(self.state_dict())
-
     def load_official(self, state: Mapping[str, Tensor]) -> None:
         """Load a published file, official or in timm's format; raises `WeightsError` naming what differs."""
         entry = self.entry
         tensors = {key[len(entry.prefix) :]: value for key, value in state.items() if key.startswith(entry.prefix)}
         tensors = {key: value for key, value in tensors.items() if not key.startswith(entry.dropped)} if entry.dropped else tensors
         load_strictly(self, from_timm(tensors, entry), f"encoder {entry.name}")
-
-
-def block_outputs(blocks: nn.ModuleList, hidden: Tensor, indices: Sequence[int]) -> list[Tensor]:
-    """Outputs of the blocks `indices` (0-based), in that order, for `hidden` (B, N, D) going in; later blocks are not run."""
-    found: dict[int, Tensor] = {}
-    for index, block in enumerate(blocks[: max(indices) + 1]):
-        hidden = block(hidden)
-        if index in indices:
-            found[index] = hidden
-    return [found[index] for index in indices]
 
 
 def from_timm(state: Mapping[str, Tensor], entry: EncoderEntry) -> dict[str, Tensor]:

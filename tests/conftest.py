@@ -25,6 +25,16 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
+def tiny_in_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny encoder of `methodkit` by its name."""
+    from methodkit import TINY
+
+    from inpbench.methods import encoder_table
+
+    monkeypatch.setitem(encoder_table.ENCODERS, TINY.name, TINY)
+
+
+@pytest.fixture
 def results(tmp_path: Path) -> Path:
     """An empty folder for records."""
     return tmp_path / "runs"

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 from commands import TINY, bench
-from methodkit import TINY as TINY_ENCODER
-from methodkit import Stripes, make_context
+from methodkit import GEOMETRY, Stripes, make_context
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +21,6 @@ from inpbench.harness.image_folder import FolderImages
 from inpbench.harness.scoring import Scoring, smooth_maps
 from inpbench.harness.testing import MemorySnapshots, StoppedError
 from inpbench.harness.weights import WeightStore
-from inpbench.methods import encoder_table
 from inpbench.methods.crr import INFO, CrrParams
 from inpbench.methods.crr.augmenters import DRAWS, draw_augmenters
 from inpbench.methods.crr.masking import MaskedMlp
@@ -40,19 +38,10 @@ from inpbench.methods.crr.synthesis import (
 )
 from inpbench.methods.crr.synthetic_images import SyntheticImages, segmentation_target
 
-
-@pytest.fixture(autouse=True)
-def tiny_in_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(encoder_table.ENCODERS, TINY_ENCODER.name, TINY_ENCODER)
-
+pytestmark = pytest.mark.usefixtures("tiny_in_table")
 
 PARAMS = CrrParams(
-    encoder=TINY_ENCODER.name,
-    input_size=(56, 70),
-    crop_size=(56, 70),
-    encoder_groups=((0, 1), (2,)),
-    decoder_groups=((0, 1), (2, 3)),
-    decoder_depth=4,
+    **GEOMETRY,
     steps=4,
     batch_size=4,
     warmup=1,

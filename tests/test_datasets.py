@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,15 @@ def test_visa_prefers_the_raw_files(tmp_path: Path) -> None:
     trees.visa_converted(tmp_path / "VisA_pytorch" / "1cls")
     trees.visa_raw(tmp_path)
     assert all("/Data/Images/" in s.image for s in clean(visa.VISA, tmp_path))
+
+
+def test_visa_reads_the_converted_tree_where_only_the_csv_is_left_of_the_raw_one(tmp_path: Path) -> None:
+    trees.visa_raw(tmp_path)
+    for name in ("candle", "pcb1"):
+        shutil.rmtree(tmp_path / name)
+    trees.visa_converted(tmp_path / "VisA_pytorch" / "1cls")
+    samples = clean(visa.VISA, tmp_path)
+    assert len(samples) == 14 and all(sample.image.startswith("VisA_pytorch/1cls/") for sample in samples)
 
 
 def test_visa_two_class_split_lists_training_anomalies(tmp_path: Path) -> None:

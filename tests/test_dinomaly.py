@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from golden import REPOSITORY
-from methodkit import TINY, Stripes, make_context, reference_cosine, reference_linear, reference_norm
+from methodkit import GEOMETRY, Stripes, make_context, reference_cosine, reference_linear, reference_norm
 from torch import Tensor
 
 from inpbench.harness import params as parameters
@@ -24,19 +24,10 @@ from inpbench.methods.fusion import Features
 from inpbench.methods.losses import hard_mining_count, hard_mining_weight, mined_global_cosine
 from inpbench.methods.noisy_network import NoisyNetwork
 
-
-@pytest.fixture(autouse=True)
-def tiny_in_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(encoder_table.ENCODERS, TINY.name, TINY)
-
+pytestmark = pytest.mark.usefixtures("tiny_in_table")
 
 PARAMS = DinomalyParams(
-    encoder=TINY.name,
-    input_size=(56, 70),
-    crop_size=(56, 70),
-    encoder_groups=((0, 1), (2,)),
-    decoder_groups=((0, 1), (2, 3)),
-    decoder_depth=4,
+    **GEOMETRY,
     steps=12,
     batch_size=4,
     warmup=2,

@@ -11,7 +11,7 @@ import pytest
 import raw_trees
 import trees
 from commands import bench
-from golden import ROOT as GOLDEN
+from golden import COMMITTED as GOLDEN
 
 from inpbench.datasets import btad, cifar10, mnist, mpdd, mvtec_ad_2, splits
 from inpbench.datasets.splits import split_normals

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import pytest
-from golden import Case, case_names, data_folder, read_case
+from golden import COMMITTED, ROOT, Case, case_names, data_folder, read_case
 from golden_images import check_real_image
 
 from inpbench.datasets.elpv import scan, split_normals
@@ -45,21 +46,40 @@ def check_elpv(case: Case) -> None:
     assert {s.image for s in samples if s.split == "train"} == set(train)
 
 
-def check_selection(case: Case) -> None:
-    """MVTec names are numbers from 000; VisA names come from the (position, name) pairs of the family inp_former."""
-    assert set(case.config["selection"]) == {"MVTec-AD", "VisA"}
-    for shots, expected in case.config["selection"]["MVTec-AD"].items():
-        assert tuple(expected) == MVTEC
-        drawn = draw_support({category: COUNTS[category].train for category in MVTEC}, int(shots), 1)
-        assert {category: [f"{i:03d}.png" for i in found] for category, found in drawn.items()} == expected
+def _seed(case: Case) -> int:
+    """What the originals seed Python's generator with: stated as a number, or in the note."""
+    noted = re.search(r"random\.seed\((\d+)\)", case.config.get("note", ""))
+    return int(case.config.get("seed", noted.group(1) if noted else 1))
+
+
+def _visa_names() -> dict[str, dict[int, str]]:
+    """Names of VisA's training images by category and position: those of the (position, name) pairs of the family inp_former."""
     names: dict[str, dict[int, str]] = {category: {} for category in VISA}
-    for title, picks in read_case("inp_former", "fewshot_sampling_seed1").config["samples"].items():
-        if title.startswith("VisA"):
-            for category, pairs in picks.items():
-                names[category].update(pairs)
-    for shots, expected in case.config["selection"]["VisA"].items():
-        drawn = draw_support({category: VISA_COUNTS[category].train for category in VISA}, int(shots), 1)
-        assert {category: [names[category][i] for i in found] for category, found in drawn.items()} == expected
+    for root in (COMMITTED, ROOT):
+        for path in sorted((root / "inp_former").glob("fewshot_sampling*.json")):
+            for title, picks in read_case("inp_former", path.stem, root).config["samples"].items():
+                if title.startswith("VisA"):
+                    for category, pairs in picks.items():
+                        names[category].update(pair for pair in pairs if isinstance(pair, list))
+    return names
+
+
+def check_selection(case: Case) -> None:
+    """MVTec names are numbers from 000; a VisA name that no pair gives must at least lie between those of its neighbours."""
+    seed, names = _seed(case), _visa_names()
+    assert set(case.config["selection"]) <= {"MVTec-AD", "VisA"}
+    for shots, expected in case.config["selection"].get("MVTec-AD", {}).items():
+        assert tuple(expected) == MVTEC
+        drawn = draw_support({category: COUNTS[category].train for category in MVTEC}, int(shots), seed)
+        assert {category: [f"{i:03d}.png" for i in found] for category, found in drawn.items()} == expected
+    for shots, expected in case.config["selection"].get("VisA", {}).items():
+        drawn = draw_support({category: VISA_COUNTS[category].train for category in VISA}, int(shots), seed)
+        assert set(drawn) == set(expected)
+        for category, found in drawn.items():
+            picks = dict(zip(found, expected[category], strict=True))
+            together = {**picks, **names[category]}
+            assert {i: together[i] for i in picks} == picks, (category, shots)
+            assert [together[i] for i in sorted(together)] == sorted(set(together.values())), (category, shots)
 
 
 def check_given_pack(case: Case) -> None:
@@ -68,7 +88,7 @@ def check_given_pack(case: Case) -> None:
 
     samples: list[Sample] = scan_folder(data_folder() / "mtd_mvtec", FolderParams(), lambda finding: pytest.fail(str(finding)))
     for shots, expected in case.config["given_pack_mtd_mvtec"].items():
-        drawn = support_samples(samples, int(shots), 1)
+        drawn = support_samples(samples, int(shots), _seed(case))
         assert [s.image.rpartition("/")[2] for s in drawn] == expected["magnetic_tile"]
 
 

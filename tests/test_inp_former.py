@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from methodkit import TINY, Stripes, make_context, reference_cosine, reference_linear, reference_norm
+from methodkit import GEOMETRY, TINY, Stripes, make_context, reference_cosine, reference_linear, reference_norm
 from torch import Tensor
 
 from inpbench.harness import params as parameters
@@ -24,19 +24,10 @@ from inpbench.methods.inp_former.method import InpFormer
 from inpbench.methods.inp_former.model import InpFormerNetwork
 from inpbench.methods.losses import soft_mining_weight
 
-
-@pytest.fixture(autouse=True)
-def tiny_in_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(encoder_table.ENCODERS, TINY.name, TINY)
-
+pytestmark = pytest.mark.usefixtures("tiny_in_table")
 
 PARAMS = InpFormerParams(
-    encoder=TINY.name,
-    input_size=(56, 70),
-    crop_size=(56, 70),
-    encoder_groups=((0, 1), (2,)),
-    decoder_groups=((0, 1), (2, 3)),
-    decoder_depth=4,
+    **GEOMETRY,
     inp_num=3,
     steps=6,
     batch_size=4,

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from golden import read_case
+from golden import COMMITTED, read_case
 from golden_metrics import check_ader_eval, check_anomaly_map, check_crr_evaluation, check_eval_metrics
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
@@ -404,10 +404,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 def test_goldens_of_the_official_evaluations() -> None:
-    check_anomaly_map(read_case("inp_former", "anomaly_map_s9"))
-    check_ader_eval(read_case("inp_former", "ader_eval_s10"))
-    check_eval_metrics(read_case("dinomaly_crr", "eval_metrics"))
-    check_crr_evaluation(read_case("dinomaly_crr", "crr_eval"))
+    check_anomaly_map(read_case("inp_former", "anomaly_map_s9", COMMITTED))
+    check_ader_eval(read_case("inp_former", "ader_eval_s10", COMMITTED))
+    check_eval_metrics(read_case("dinomaly_crr", "eval_metrics", COMMITTED))
+    check_crr_evaluation(read_case("dinomaly_crr", "crr_eval", COMMITTED))
 
 
 @pytest.mark.gpu

@@ -68,14 +68,15 @@ def test_best_threshold_is_the_first_maximum_of_f1_on_sklearns_curve(seed: int) 
     assert best_threshold(torch.from_numpy(scores), torch.from_numpy(truth)) == thresholds[np.argmax(f1[:-1])]
 
 
-def test_log_determinant_is_that_of_the_jacobian() -> None:
+@pytest.mark.parametrize("dim", [6, 7])
+def test_log_determinant_is_that_of_the_jacobian(dim: int) -> None:
     torch.manual_seed(0)
-    flow = ProtoFlow(6, 4, 3, seed=1).double()
-    x, condition = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 4, dtype=torch.float64)
+    flow = ProtoFlow(dim, 4, 3, seed=1).double()
+    x, condition = torch.randn(1, dim, dtype=torch.float64), torch.randn(1, 4, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda value: flow(value, condition)[0], x)[0, :, 0]
     assert float(flow(x, condition)[1].detach()) == pytest.approx(float(torch.linalg.slogdet(jacobian)[1]), abs=1e-6)
     for block in flow.module_list:
-        assert torch.allclose(block.w_perm @ block.w_perm.T, torch.eye(6, dtype=torch.float64), atol=1e-6)  # type: ignore[operator]
+        assert torch.allclose(block.w_perm @ block.w_perm.T, torch.eye(dim, dtype=torch.float64), atol=1e-6)  # type: ignore[operator]
 
 
 def test_flow_rate_joins_its_cosine() -> None:
@@ -93,10 +94,18 @@ def test_augmented_images_are_normalised_and_follow_the_generator() -> None:
     assert torch.allclose(grey[0, 0], torch.tensor((128 / 255 - 0.485) / 0.229, dtype=torch.float64), atol=1e-6)
 
 
-def test_transformer_is_timms_beit() -> None:
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"absolute": True, "shared_bias": False, "layer_scale": None, "mlp_ratio": 2.5},
+        {"block_bias": True, "shared_bias": False, "qkv_bias": False},
+    ],
+)
+def test_transformer_is_timms_beit(switches: dict[str, Any]) -> None:
     from timm.models.beit import Beit
 
-    shape = TrunkShape(image=64, dim=24, depth=2, heads=2)
+    shape = TrunkShape(image=64, dim=24, depth=2, heads=2, **switches)
     model = ReconstructionModel(shape, 10).double().eval()
     torch.manual_seed(0)
     for value in model.parameters():
@@ -110,9 +119,12 @@ def test_transformer_is_timms_beit() -> None:
             num_heads=2,
             num_classes=0,
             global_pool="",
-            init_values=0.1,
-            use_abs_pos_emb=False,
-            use_shared_rel_pos_bias=True,
+            mlp_ratio=shape.mlp_ratio,
+            qkv_bias=shape.qkv_bias,
+            init_values=shape.layer_scale,
+            use_abs_pos_emb=shape.absolute,
+            use_rel_pos_bias=shape.block_bias,
+            use_shared_rel_pos_bias=shape.shared_bias,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )
         .double()

@@ -14,7 +14,6 @@ from inpbench.harness.errors import UsageError, WeightsError
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.testing import MemorySnapshots
 from inpbench.harness.weights import WeightStore
-from inpbench.methods import encoder_table
 from inpbench.methods.encoders import build_encoder
 from inpbench.methods.losses import cosine_distance
 
@@ -22,9 +21,7 @@ NAMES = ("inp_former", "dinomaly")
 SMALL = SMALL_DECODER | {"steps": "8", "batch_size": "4", "warmup": "2"}
 
 
-@pytest.fixture(autouse=True)
-def tiny_in_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(encoder_table.ENCODERS, TINY.name, TINY)
+pytestmark = pytest.mark.usefixtures("tiny_in_table")
 
 
 def build(name: str, context: Any = None, **changes: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from commands import bench
-from golden import read_case
+from golden import COMMITTED, read_case
 
 from inpbench.datasets.mvtec import CATEGORIES, MVTEC_AD
 from inpbench.harness.api import NoParams, Sample
@@ -93,7 +93,7 @@ def mvtec(categories: tuple[str, ...]) -> Manifest:
 @pytest.mark.parametrize("shots", [1, 2, 4])
 @pytest.mark.parametrize("categories", [CATEGORIES, ("cable", "zipper")], ids=["all", "two"])
 def test_official_draw_for_all_categories_and_for_a_choice(shots: int, categories: tuple[str, ...]) -> None:
-    expected = read_case("inp_former", "fewshot_sampling_seed1").config["samples"][f"MVTec-AD shot={shots}"]
+    expected = read_case("inp_former", "fewshot_sampling_seed1", COMMITTED).config["samples"][f"MVTec-AD shot={shots}"]
     manifest = mvtec(categories)
     drawn = draw_of(manifest, shots, 1)
     assert drawn == {category: expected[category] for category in categories}

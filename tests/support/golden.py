@@ -15,7 +15,8 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ROOT = Path(os.environ.get("INPBENCH_GOLDEN", REPOSITORY / "tests" / "data" / "golden"))
+COMMITTED = REPOSITORY / "tests" / "data" / "golden"  # for tests that name a case
+ROOT = Path(os.environ.get("INPBENCH_GOLDEN", COMMITTED))  # for tests of every case
 
 TOKENS = {
     "cls_token",
@@ -42,8 +43,8 @@ def case_names(family: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / family).glob("*.json"))
 
 
-def read_case(family: str, name: str) -> Case:
-    folder = ROOT / family
+def read_case(family: str, name: str, root: Path | None = None) -> Case:
+    folder = (root or ROOT) / family
     arrays = {}
     if (folder / f"{name}.npz").is_file():
         with np.load(folder / f"{name}.npz", allow_pickle=False) as data:

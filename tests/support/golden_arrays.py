@@ -91,6 +91,7 @@ class Comparison:
     def _check_stat(self, name: str, full: np.ndarray, tolerance: float) -> None:
         self._seen.add(name)
         total, absolute, square, low, high = self.case.arrays[name].tolist()
+        full = full.astype(np.float64)  # the sum of a float32 array is off by more than its numbers
         for label, found, wanted, scale in (
             ("sum", full.sum(), total, absolute),  # a sum of both signs is as exact as the sum of absolute values
             ("sum|x|", np.abs(full).sum(), absolute, absolute),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from golden import Case, formula, images
 from golden_arrays import Comparison
-from golden_dinomaly import ATTENTIONS, FedDropout, _formula_module, _groups, _register
+from golden_dinomaly import ATTENTIONS, FedDropout, _formula_module, _groups, _register, training_options
 from golden_models import MODEL, SMOOTHED, context, load_formula
 from torch import Tensor
 
@@ -104,10 +104,8 @@ def check_stage_one(case: Case) -> None:
     method = _method(
         config,
         dropout=config["dropout_p"],
-        mining_factor=config["factor"],
-        eps=config["optimizer"]["eps"],
-        weight_decay=config["optimizer"]["weight_decay"],
         fusion="cosine",
+        **training_options(config),
     )
     load_formula(method, config["weight_seed"])
     mask = method.mask

@@ -126,10 +126,33 @@ def _check_maps(compare: Comparison, amap: Tensor, config: dict[str, Any]) -> No
         compare.check(match.group(), image_scores(smoothed, Scoring(top_ratio=float(match.group(1)))), SMOOTHED)
 
 
+def _ramp(text: str) -> tuple[float, int, float]:
+    """(slope, steps, most) of a share that grows like `min(0.9*it/1000, 0.9)`."""
+    ramp = re.match(r"min\(([0-9.]+) ?\* ?it ?/ ?(\d+), ?([0-9.]+)\)", text)
+    assert ramp, text
+    return float(ramp.group(1)), int(ramp.group(2)), float(ramp.group(3))
+
+
+def training_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The mined loss and the optimiser of a case as parameters; what the method has fixed must be as it has it."""
+    optimiser = config["optimizer"]
+    assert optimiser["name"] == "StableAdamW" and optimiser["amsgrad"] is True
+    assert optimiser.get("betas", [0.9, 0.999]) == [0.9, 0.999] and optimiser.get("clip_threshold", 1.0) == 1.0
+    slope, steps, most = _ramp(config["p"])
+    assert slope == most, "the ramp ends at its height"
+    return {
+        "mining_factor": config["factor"],
+        "mining_share": most,
+        "mining_ramp": steps,
+        "eps": optimiser["eps"],
+        "weight_decay": optimiser["weight_decay"],
+    }
+
+
 def check_training(case: Case) -> None:
     """dinomaly_train*: steps of the training loop, each on its own images; dropout fed where the case says so."""
     config, compare = case.config["config"], Comparison(case)
-    method = _method(config, dropout=config["dropout_p"], mining_factor=config["factor"], eps=config["optimizer"]["eps"])
+    method = _method(config, dropout=config["dropout_p"], **training_options(config))
     if config["dropout_feed"]:
         seed = re.search(r"RandomState\((\d+)\)", config["dropout_feed"])
         assert seed
@@ -257,7 +280,9 @@ def check_linear_attention(case: Case) -> None:
         compare.check_if_present(f"{prefix}_gqkv", attention.qkv.weight.grad, MODEL)
         compare.check_if_present(f"{prefix}_gproj", attention.proj.weight.grad, MODEL)
     x = torch.from_numpy(factor * normal)
-    with_eps = _formula_module(SELF_ATTENTIONS["linear"](dim, heads, 1e-6), seed)
+    eps = re.search(r"eps=([0-9.e-]+)", config["eps_variant"])
+    assert eps
+    with_eps = _formula_module(SELF_ATTENTIONS["linear"](dim, heads, float(eps.group(1))), seed)
     compare.check_if_present("la2_eps_out", with_eps(x), MODEL)
     compare.check_if_present("denominator", with_eps.denominator(x), MODEL)
     if "f32_scaled_x200_nan_count" in compare:
@@ -290,23 +315,25 @@ def check_hard_mining(case: Case) -> None:
     """hm_loss*: the mined loss at several iterations: value, threshold, count, gradient after the hook."""
     config, compare = case.config["config"], Comparison(case)
     shape = (config["B"], config["C"], config["H"], config["W"])
-    spread = np.linspace(0.2, 2, config["H"] * config["W"]).reshape(config["H"], config["W"])
+    recipe = re.fullmatch(r"en \+ ([0-9.]+)\*.* u = linspace\(([0-9.]+),([0-9.]+),H\*W\).*", config["de"])
+    assert recipe, config["de"]
+    strength, low, high = (float(number) for number in recipe.groups())
+    spread = np.linspace(low, high, config["H"] * config["W"]).reshape(config["H"], config["W"])
     targets, outputs = [], []
     for group in range(config["groups"]):
         target = np.random.RandomState(config["eseed"] + 2 * group).standard_normal(shape)
         noise = np.random.RandomState(config["eseed"] + 2 * group + 1).standard_normal(shape)
         targets.append(torch.from_numpy(target))
-        outputs.append(torch.from_numpy(target + 0.8 * noise * spread).requires_grad_())
+        outputs.append(torch.from_numpy(target + strength * noise * spread).requires_grad_())
     distances = [cosine_distance(a, b.detach()) for a, b in zip(targets, outputs, strict=True)]
     plain = torch.autograd.grad(mined_global_cosine(targets, outputs), outputs)
     for group, distance in enumerate(distances):
         compare.check_if_present(f"cosdist{group}", distance[:, 0], MODEL)
         compare.check_if_present(f"nohook_grad_de{group}", plain[group], MODEL)
-    ramp = re.search(r"min\(([0-9.]+)\*it/(\d+), ([0-9.]+)\)", config["p"])
-    assert ramp
+    slope, steps, most = _ramp(config["p"])
     rows: dict[str, list[Any]] = {"loss": [], "thresh": [], "k": [], "n_scaled": []}
     for iteration in config["its"]:
-        share = min(float(ramp.group(1)) * iteration / int(ramp.group(2)), float(ramp.group(3)))
+        share = min(slope * iteration / steps, most)
         fresh = [output.detach().clone().requires_grad_() for output in outputs]
         hooked = [output * 1.0 for output in fresh]  # the hook belongs on a tensor of the graph
         loss = mined_global_cosine(targets, hooked, lambda d, p=share: hard_mining_weight(d, p, config["factor"]))  # type: ignore[misc]
@@ -344,9 +371,10 @@ def check_other_losses(case: Case) -> None:
     """other_losses*: the other cosine losses of the repository, values and gradients."""
     config, compare = case.config["config"], Comparison(case)
     shape = (config["B"], config["C"], config["H"], config["W"])
-    noise = re.match(r"en \+ ([0-9.]+)\*", config["de"])
-    assert noise
-    normals = [torch.from_numpy(np.random.RandomState(config["eseed"] + i).standard_normal(shape)) for i in range(4)]
+    noise, groups = re.match(r"en \+ ([0-9.]+)\*", config["de"]), re.match(r"(\d+) groups", config["en"])
+    assert noise and groups
+    count = 2 * int(groups.group(1))
+    normals = [torch.from_numpy(np.random.RandomState(config["eseed"] + i).standard_normal(shape)) for i in range(count)]
     targets = normals[0::2]
     for match in compare.arrays_named(r"((?:[a-z]+_)*?[a-z]+?)(-?[0-9.]+)?_loss"):
         loss = _other_loss(match.group(1), float(match.group(2) or 0.0))

@@ -32,10 +32,10 @@ def normalised(image: Image.Image, preprocess: Preprocess, dtype: torch.dtype = 
     return Normaliser(preprocess, torch.device("cpu"), dtype)(pixels)[0].numpy()
 
 
-def positives(mask: Mask, preprocess: Preprocess, rule: str) -> np.ndarray:
-    """(256, 256) bool ground truth by a rule of `Scoring`."""
+def positives(mask: Mask, preprocess: Preprocess, rule: str, side: int = 256) -> np.ndarray:
+    """(side, side) bool ground truth by a rule of `Scoring`."""
     grey = torch.from_numpy(mask_at_crop(mask, preprocess))[None]
-    return ground_truth(grey, Scoring(mask_rule=rule))[0].numpy()  # type: ignore[arg-type]
+    return ground_truth(grey, Scoring(mask_rule=rule, metric_size=(side, side)))[0].numpy()  # type: ignore[arg-type]
 
 
 # --- inp_former: mask_pipeline_* ------------------------------------------------------------------------------------
@@ -77,9 +77,11 @@ def check_mask_pipeline(case: Case) -> None:
     assert (official > 0).sum() == config["crop_n_gt0"]
     assert (official > 0.5).sum() == config["crop_n_gt05"]
     np.testing.assert_allclose(official.mean(dtype=np.float64), config["crop_mean"], rtol=1e-6)
-    assert config["resize_mask"] == 256
+    side, step = config["resize_mask"], 8
+    nearest = official[:, (np.arange(side) * config["crop"] // side)[:, None], np.arange(side) * config["crop"] // side]
+    np.testing.assert_allclose(nearest[None, :, ::step, ::step], arrays["gt_nearest"], rtol=0, atol=1e-7)
     for rule, bits, count in (("gt05", "mask_bits_gt05", "n_pos_gt05"), ("gt0", "mask_bits_bool", "n_pos_bool")):
-        found = positives(mask, preprocess, rule)
+        found = positives(mask, preprocess, rule, side)
         assert found.sum() == config[count], rule
         np.testing.assert_array_equal(np.packbits(found), arrays[bits])
     image = normalised(as_file(synthetic_image(config["H"], config["W"])), preprocess)

@@ -224,7 +224,7 @@ def _check_training(compare: Comparison, method: InpFormer, images: Tensor, name
         close(f"{name} loss_after", method.loss(output, 0), expected["loss_after"], GRADIENT)
         close(f"{name} g_loss_after", output.coherence, expected["g_loss_after"], GRADIENT)
     parameters = dict(method.network.named_parameters())
-    for found in compare.arrays_named(rf"param_after3/{name}/(.+)"):
+    for found in compare.arrays_named(rf"param_after\d+/{name}/(.+)"):
         compare.check(found.group(), parameters[found.group(1)].reshape(-1), GRADIENT)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.ndimage
 import torch
 from golden import Case
-from golden_pmad import FLOAT32, TRAINING, Comparison, formula_state, pictures, rule, tokenizer_of, trunk_shape
+from golden_pmad import FLOAT32, TRAINING, Comparison, feed_drop_path, formula_state, pictures, rule, tokenizer_of, trunk_shape
 from torch import Tensor
 
 from inpbench.methods.pmad.mask_draws import Draws, Weights, blocks, single_patches
@@ -175,10 +175,11 @@ def check_train_steps(case: Case) -> None:
     for group, expected in zip(groups, config["groups"], strict=True):
         assert group["weight_decay"] == expected["weight_decay"] and len(group["params"]) == expected["n"]  # type: ignore[arg-type]
     total, warm = config["epochs"] * per_epoch, config["warmup_epochs"] * per_epoch
+    betas, eps = tuple(config.get("opt_betas") or (0.9, 0.999)), config.get("opt_eps", 1e-8)
     start = epoch * per_epoch
     trainer = Trainer(
         module=training,
-        optimiser=torch.optim.AdamW(groups, lr=config["lr"], betas=(0.9, 0.999), eps=1e-8),
+        optimiser=torch.optim.AdamW(groups, lr=config["lr"], betas=betas, eps=eps),
         schedule=WarmCosine(base=config["lr"], final=config["min_lr"], total=total, warmup=warm),
         loss=lambda _indices, step: training.loss(
             images[step - start, None], ids[step - start, None], masks[step - start, None], [0], epoch
@@ -189,6 +190,8 @@ def check_train_steps(case: Case) -> None:
         ctx=context(),
     )
     training.train()
+    if "drop_path_rule" in config:
+        feed_drop_path(model, config["drop_path_rule"])
     rows = []
     for step in range(start, start + steps):
         result = trainer.step(step)

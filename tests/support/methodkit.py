@@ -27,7 +27,15 @@ TINY = EncoderEntry(
     mask_token=True,
     position_float32=True,
 )
-SMALL_DECODER = {  # parameters of a reconstruction method on it
+GEOMETRY: dict[str, Any] = {  # of a reconstruction method on it
+    "encoder": TINY.name,
+    "input_size": (56, 70),
+    "crop_size": (56, 70),
+    "encoder_groups": ((0, 1), (2,)),
+    "decoder_groups": ((0, 1), (2, 3)),
+    "decoder_depth": 4,
+}
+SMALL_DECODER = {  # the same as a user types it
     "encoder": TINY.name,
     "input_size": "56x70",
     "crop_size": "56x70",
