@@ -5,8 +5,8 @@
 Both sides start from uint8 pixels in memory. The reference is the originals' way: float32, explicit attention, maps copied to the
 host batch by batch, scikit-learn's metrics over all pixels (their AUPRO, a loop over 200 thresholds, is left out).
 The fast side computes all seven metrics of the bench. Predictions alone are shown too.
-A category has `--steps` batches, by default 192 images on a GPU, as VisA's have. Compiling and the first batches and metrics of each
-side come before the clock starts.
+A category has `--steps` batches, by default 192 images on a GPU, as VisA's have. Compiling and the first batches and metrics of
+each side come before the clock starts.
 """
 
 from __future__ import annotations

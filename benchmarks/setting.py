@@ -153,10 +153,10 @@ class Photographs:
     def __init__(self, setting: Setting, count: int, decode_each_time: bool) -> None:
         self.size, self.count = setting.size, count
         self.samples = [Sample(f"{index}.jpg", "synthetic", "train", 0) for index in range(count)]
-        self.files = [self._draw(index) for index in range(count)]
         side = (setting.size, setting.size)
         self._normalise = Normaliser(Preprocess(resize=side, crop=side), setting.device, torch.float32)
         self._pool = ThreadPoolExecutor(LOADERS)
+        self.files = list(self._pool.map(self._draw, range(count)))
         self._coming: dict[int, Future[np.ndarray]] = {}
         self._kept = None if decode_each_time else np.stack(list(self._pool.map(self._decode, range(count))))
 

@@ -1,9 +1,9 @@
 """StableAdamW's update in two compiled passes over the tensors, for a GPU, where memory decides how long it takes.
 
-`optim.StableAdamW` reads or writes each tensor 27 times a step, 3 ms of 13 at ViT-B on an H100 by its bandwidth; compiled it is 13 times:
+`optim.StableAdamW` reads or writes each tensor 27 times a step (ViT-B: 7 GB, 2.5 ms at 3 TB/s); compiled it is 13 times:
     advance   g, m, v, vmax -> m, v, vmax, g / den         the norms of g / den are taken in between, by one kernel
     move      p, m, vmax, r -> p
-The same equations as there, up to the last digit. What changes from step to step comes in as tensors: a number would be compiled in.
+The same equations as there, up to the last digit. What changes from step to step comes in as tensors: numbers would be compiled in.
 """
 
 from __future__ import annotations

@@ -140,7 +140,9 @@ def test_a_run_shorter_than_the_warm_up_has_no_cosine() -> None:
 def test_the_compiled_update_is_the_same(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written, and as whole graphs that no learning rate and no step number compiles again."""
     compiler, counters = torch.compile, torch._dynamo.utils.counters
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, backend="eager", fullgraph=True, **options))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compiler(function, backend="eager", fullgraph=True, **options)
+    )
     torch._dynamo.reset()
     counters.clear()
     pairs = []

@@ -1,7 +1,7 @@
 """The pixel metrics of a category on the device that predicts: nothing but six numbers ever reaches the host.
 
-The host's walk (`curve.Walk`) goes from group to group of equal scores. Here each anomalous pixel looks up its own group in the sorted
-scores, all at once: how many pixels lie above it, how many share its score. The sums over groups become sums over pixels,
+The host's walk (`curve.Walk`) goes from group to group of equal scores. Here each anomalous pixel looks up its own group in the
+sorted scores, all at once: how many pixels lie above it, how many share its score. The sums over groups become sums over pixels,
 
     AUROC  sum (2 N - 2 fp0 - n) / 2 P N     AP  sum tp1/(tp1 + fp1) / P     F1max  max 2 tp1/(P + tp1 + fp1)
 
@@ -57,8 +57,8 @@ class DevicePixelMetrics(PixelMetrics):
 def areas_under(scores: Tensor, anomalous: Tensor, areas: Tensor, regions: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """AUROC, AP, F1max and AUPRO as float64 scalars on the device.
 
-    scores: (n,) float32 or float64 of all pixels; anomalous: (P,) those of the anomalous ones, 0 < P < n; areas: (P,) int32 pixels of
-    their regions; regions: how many there are. With a NaN among the scores the values mean nothing.
+    scores: (n,) float32 or float64 of all pixels; anomalous: (P,) those of the anomalous ones, 0 < P < n; areas: (P,) int32 pixels
+    of their regions; regions: how many there are. With a NaN among the scores the values mean nothing.
     """
     positives, negatives = anomalous.numel(), scores.numel() - anomalous.numel()
     anomalous, areas = ascending(anomalous + 0.0, areas)
