@@ -66,7 +66,7 @@ def advance(
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, grads, grads, value=1.0 - beta2)
     torch._foreach_maximum_(largest, squares)
-    return list(torch._foreach_div(grads, torch._foreach_add(torch._foreach_sqrt(largest), floor)))
+    return list(torch._foreach_div(grads, denominators(largest, floor)))
 
 
 def move(
@@ -79,7 +79,12 @@ def move(
     floor: Tensor,
 ) -> None:
     """P = keep p - size m / (r (sqrt(vmax) + floor))."""
-    denominators = torch._foreach_mul(torch._foreach_add(torch._foreach_sqrt(largest), floor), divisors)
-    steps = torch._foreach_mul(torch._foreach_div(means, denominators), size)
-    torch._foreach_mul_(params, keep)
+    shrunk = torch._foreach_mul(denominators(largest, floor), divisors)
+    steps = torch._foreach_mul(torch._foreach_div(means, shrunk), [size] * len(params))
+    torch._foreach_mul_(params, [keep] * len(params))
     torch._foreach_sub_(params, steps)
+
+
+def denominators(largest: list[Tensor], floor: Tensor) -> list[Tensor]:
+    """Sqrt(vmax) + floor."""
+    return list(torch._foreach_add(torch._foreach_sqrt(largest), [floor] * len(largest)))  # a list: a lone tensor may be waited for
