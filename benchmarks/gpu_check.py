@@ -4,14 +4,19 @@
 
 Each section is a process of its own, the most important first: one that fails, hangs or breaks its CUDA context costs no other its
 table. A section gets what is left of the budget, at most its own limit. The exit code is 0 only if every section ran and passed.
+The log beside the tables holds everything that was said, versions and driver first, and where a section was when it was stopped.
 Rehearsal without a GPU: `--device cpu -- --preset demo --size 56 --batch 2 --steps 1`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import importlib.metadata
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -35,7 +40,9 @@ WANTED = {
     "scipy.ndimage": ("tests",),
     "pytest": ("tests",),
 }  # module -> sections without it
-TAIL = 60  # lines of a failed section's errors that are shown
+PACKAGES = ("torch", "triton", "timm", "torchvision", "numpy", "safetensors", "pillow", "scikit-learn", "scipy", "pytest")
+GIT = ["git", "log", "-1", "--format=commit %H of %cI"]
+TAIL = 60  # lines of a failed section that are shown; the log has all
 SAFE = ("-P",) if sys.version_info >= (3, 11) else ()  # this folder's names hide no package
 LEAST = 15.0  # seconds: with less left a section is not begun
 
@@ -62,14 +69,39 @@ def sections(device: str, out: Path, options: Sequence[str]) -> list[Section]:
         "sys.exit(pytest.main(['-v', '--tb=short', '-m', 'gpu', 'tests/test_gpu.py', 'tests/test_metrics.py']))"
     )
     return [
-        script("training", "training_inp_former", 150, "--methods", "inp_former"),
-        script("training", "training_dinomaly", 150, "--methods", "dinomaly"),
-        script("inference", "inference_inp_former", 100, "--methods", "inp_former"),
-        script("inference", "inference_dinomaly", 100, "--methods", "dinomaly"),
-        script("training", "training_host_cache", 90, "--methods", "inp_former", "--cache", "host", "--engines", "fast"),
-        script("loading", "loading", 60),
+        script("training", "training_inp_former", 200, "--methods", "inp_former"),
+        script("training", "training_dinomaly", 180, "--methods", "dinomaly"),
+        script("inference", "inference_inp_former", 120, "--methods", "inp_former"),
         Section("tests", (*SAFE, "-c", tests), 240),
+        script("training", "training_host_cache", 90, "--methods", "inp_former", "--cache", "host", "--engines", "fast"),
+        script("inference", "inference_dinomaly", 120, "--methods", "dinomaly"),
+        script("loading", "loading", 60),
     ]
+
+
+def machine(device: str) -> list[str]:
+    """What somebody elsewhere needs to know of this machine: one line each."""
+    import torch
+
+    lines = [f"python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"]
+    found = []
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    lines.append(", ".join(found))
+    lines.append(f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, built for {torch.cuda.get_arch_list()}")
+    if device.startswith("cuda"):
+        about = torch.cuda.get_device_properties(device)
+        free, total = torch.cuda.mem_get_info(device)
+        lines.append(f"{about.name}, {about.major}.{about.minor}, {about.multi_processor_count} processors, ")
+        lines[-1] += f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    for command in (["nvidia-smi", "--query-gpu=driver_version,memory.used,clocks.sm,power.draw,power.limit", "--format=csv"], GIT):
+        try:
+            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=20, check=False)
+            lines += (done.stdout or done.stderr).splitlines()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            lines.append(f"{command[0]}: {error}")
+    return lines
 
 
 def trouble(name: str) -> str | None:
@@ -98,7 +130,11 @@ def run(section: Section, seconds: float, log: Path) -> str:
     """Run it for at most so many seconds, its output in `log`; returns "ok" or what went wrong."""
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            [sys.executable, "-u", *section.command], cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            [sys.executable, "-u", "-X", "faulthandler", *section.command],
+            cwd=REPOSITORY,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             code = process.wait(seconds)
@@ -112,7 +148,10 @@ def run(section: Section, seconds: float, log: Path) -> str:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a section and the compiler's workers that it started: they are one session."""
+    """End a section and the compiler's workers that it started: they are one session. It says first where each thread is."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.send_signal(signal.SIGABRT)  # Python's fault handler answers
+        process.wait(5.0)
     for kind, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         try:
             os.killpg(process.pid, kind)
@@ -133,6 +172,7 @@ def main() -> int:
     parser.add_argument("options", nargs="*", help="after `--`: passed on to the speed scripts")
     args = parser.parse_args()
     start = time.monotonic()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # `stop` wants no core files
     absent = [f"{found} ({purpose})" for name, purpose in NEEDED.items() if (found := trouble(name))]
     absent = absent or [found for found in [device_trouble(args.device)] if found]
     if absent:
@@ -148,14 +188,21 @@ def main() -> int:
             parser.error(f"no section {sorted(unknown)}; there are {[section.name for section in todo]}")
         todo = [section for section in todo if section.name in args.only.split(",")]
     results: list[tuple[str, str, float]] = []
-    said = out / "gpu_check.log"  # all that is printed
+    said = out / "gpu_check.log"  # all that is printed, and all of the sections that failed
     said.unlink(missing_ok=True)
 
-    def say(*lines: str) -> None:
-        print(*lines, sep="\n", flush=True)
+    def say(*lines: str, show: int | None = None) -> None:
+        """Print the lines (of many the first two and the last `show`), and write all of them to the log."""
+        few = show is None or len(lines) <= show + 2
+        print(
+            *(lines if few else (*lines[:2], f"[{len(lines) - show - 2} lines more in {said}]", *lines[-show:])),
+            sep="\n",
+            flush=True,
+        )
         with said.open("a", encoding="utf-8") as file:
             print(*lines, sep="\n", file=file)
 
+    say(*machine(args.device))
     for section in todo:
         left = args.budget - (time.monotonic() - start)
         begin = time.monotonic()
@@ -169,7 +216,7 @@ def main() -> int:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         spent = time.monotonic() - begin
         results.append((section.name, result, spent))
-        say("", f"===== {section.name}: {result} ({spent:.0f} s) =====", *(lines if result == "ok" else lines[-TAIL:]))
+        say("", f"===== {section.name}: {result} ({spent:.0f} s) =====", *lines, show=None if result == "ok" else TAIL)
     say("", "| section | result | seconds |", "| --- | --- | --- |", *(f"| {n} | {r} | {s:.0f} |" for n, r, s in results))
     say("", f"Tables: {out}. {time.monotonic() - start:.0f} s of {args.budget:.0f} s.")
     return 0 if all(result == "ok" for _, result, _ in results) else 1

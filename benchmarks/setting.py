@@ -23,6 +23,7 @@ from inpbench.harness import params as parameters
 from inpbench.harness.api import Context, Preprocess, Sample
 from inpbench.harness.cost import Operations
 from inpbench.harness.loading import Normaliser
+from inpbench.harness.precision import keep_float32
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.weights import WeightStore
 
@@ -102,6 +103,7 @@ def add_options(parser: argparse.ArgumentParser, name: str, steps_cpu: int, step
     if not engines or set(engines) - {"reference", "fast"}:
         parser.error(f"--engines: expected reference, fast or both, found {args.engines}")
     torch.set_num_threads(args.threads)
+    keep_float32()
     cuda = args.device.startswith("cuda")
     preset = args.preset or ("paper" if cuda else "demo")
     demo = preset == "demo"
@@ -151,10 +153,10 @@ class Photographs:
     def __init__(self, setting: Setting, count: int, decode_each_time: bool) -> None:
         self.size, self.count = setting.size, count
         self.samples = [Sample(f"{index}.jpg", "synthetic", "train", 0) for index in range(count)]
-        self.files = [self._draw(index) for index in range(count)]
         side = (setting.size, setting.size)
         self._normalise = Normaliser(Preprocess(resize=side, crop=side), setting.device, torch.float32)
         self._pool = ThreadPoolExecutor(LOADERS)
+        self.files = list(self._pool.map(self._draw, range(count)))
         self._coming: dict[int, Future[np.ndarray]] = {}
         self._kept = None if decode_each_time else np.stack(list(self._pool.map(self._decode, range(count))))
 
@@ -207,7 +209,7 @@ def peak_gb(device: torch.device) -> float:
 def matrix_rates(setting: Setting) -> dict[torch.dtype, float]:
     """Operations a second of a large matrix product in each number format in use, the best of several.
 
-    float32 is float32: TF32 is off, as torch leaves it and the originals' scripts too.
+    float32 is float32: TF32 is off for both engines, as in every run of the bench (`harness.precision`).
     """
     return {kind: _matrix_rate(setting, kind) for kind in setting.kinds}
 

@@ -196,7 +196,8 @@ def _flags() -> dict[str, Any]:
         return {}
     return {
         "matmul_precision": torch.get_float32_matmul_precision(),
-        "tf32": torch.get_float32_matmul_precision() != "highest",
+        "tf32": torch.get_float32_matmul_precision() != "highest"
+        or (torch.cuda.is_available() and torch.backends.cudnn.allow_tf32),
         "deterministic": bool(torch.are_deterministic_algorithms_enabled()),
         "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
         "cudnn_deterministic": bool(torch.backends.cudnn.deterministic),

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from inpbench.methods.compiled_update import CompiledUpdate
+
 
 class StableAdamW(Optimizer):
     """See the module docstring; weight decay acts on every parameter, biases and norms included.
@@ -31,7 +33,9 @@ class StableAdamW(Optimizer):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         clip_threshold: float = 1.0,
+        compiled: CompiledUpdate | None = None,
     ) -> None:
+        """compiled: what updates a group instead, where it can; see there."""
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if value < 0.0:
                 raise ValueError(f"{name} must be at least 0, found {value}")
@@ -48,6 +52,7 @@ class StableAdamW(Optimizer):
             "clip_threshold": clip_threshold,
         }
         super().__init__(params, defaults)
+        self._compiled = compiled
         self.divisors: list[Tensor] = []  # r of each updated tensor at the last step, in order: for tests and diagnosis
 
     @torch.no_grad()
@@ -85,6 +90,9 @@ class StableAdamW(Optimizer):
         lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
         states = self._moments(params, group["amsgrad"])
         grads: list[Tensor] = [param.grad for param in params]  # type: ignore[misc]
+        if self._compiled is not None and self._compiled.fits(group, states):
+            self.divisors += self._compiled(params, grads, states, group)
+            return
         means = [state["exp_avg"] for state in states]
         squares = [state["exp_avg_sq"] for state in states]
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from inpbench.harness.api import Context, Prediction, TrainingSet
 from inpbench.methods.checkpoint import load_strictly
+from inpbench.methods.compiled_update import CompiledUpdate
 from inpbench.methods.compiling import CompiledOnce, compiles
 from inpbench.methods.encoders import build_encoder
 from inpbench.methods.features import FeatureSource
@@ -141,7 +142,14 @@ class ReconstructionMethod(ABC):
     def optimiser(self) -> StableAdamW:
         """StableAdamW over all trainable tensors in one group; its learning rate is set at each step."""
         params = self.params
-        return StableAdamW(self.network.parameters(), lr=params.lr, weight_decay=params.weight_decay, eps=params.eps, amsgrad=True)
+        return StableAdamW(
+            self.network.parameters(),
+            lr=params.lr,
+            weight_decay=params.weight_decay,
+            eps=params.eps,
+            amsgrad=True,
+            compiled=CompiledUpdate() if compiles(self.ctx) else None,
+        )
 
     def schedule(self, steps: int) -> WarmCosine:
         """The learning rate of each step."""

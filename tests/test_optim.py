@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from inpbench.methods.compiled_update import CompiledUpdate
 from inpbench.methods.optim import StableAdamW
 from inpbench.methods.schedule import WarmCosine
 
@@ -133,3 +134,34 @@ def test_a_run_shorter_than_the_warm_up_has_no_cosine() -> None:
     schedule = WarmCosine(base=1.0, final=0.1, total=5, warmup=11)
     assert [schedule(step) for step in range(6)] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.1])
     assert WarmCosine(base=1.0, final=0.1, total=5, warmup=1, start=0.3)(0) == 0.3
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_the_compiled_update_is_the_same(captured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As written, and as whole graphs that no learning rate and no step number compiles again."""
+    compiler, counters = torch.compile, torch._dynamo.utils.counters
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compiler(function, backend="eager", fullgraph=True, **options)
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    pairs = []
+    for compiled in (None, CompiledUpdate(captured)):
+        generator = torch.Generator().manual_seed(5)
+        tensors = [torch.nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for s in ((7,), (6, 4), (3, 1, 1))]
+        optimiser = StableAdamW(tensors, 0.05, weight_decay=0.1, eps=1e-10, amsgrad=True, compiled=compiled)
+        divisors = []
+        for step in range(8):
+            optimiser.param_groups[0]["lr"] = 0.02 * step  # 0 first, as in a warm-up
+            for tensor in tensors:
+                tensor.grad = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * 4.0**step
+            optimiser.step()
+            divisors.append(torch.stack(optimiser.divisors))
+        pairs.append((tensors, torch.stack(divisors)))
+    (expected, rates), (found, found_rates) = pairs
+    assert (rates > 1.5).any()
+    torch.testing.assert_close(found_rates, rates, rtol=1e-12, atol=0.0)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+    assert counters["stats"]["unique_graphs"] == (2 if captured else 0) and not counters["graph_break"]
+    torch._dynamo.reset()

@@ -11,6 +11,7 @@ import typer
 
 from inpbench.harness import errors
 from inpbench.harness.errors import UsageError
+from inpbench.harness.precision import keep_float32
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +79,7 @@ def find_device(name: str) -> torch.device:
     """`auto` is the first CUDA device, else the CPU; a device that is not there is an error, never a silent CPU run."""
     import torch
 
+    keep_float32()
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from inpbench.harness.errors import MetricError
 from inpbench.harness.metrics import MetricValues, Variant
+from inpbench.harness.metrics.device import DevicePixelMetrics
 from inpbench.harness.metrics.image import ImageMetrics
 from inpbench.harness.metrics.memory import sent
 from inpbench.harness.metrics.pixel import PixelMetrics
@@ -21,7 +22,7 @@ class CategoryMetrics:
         """variant: a key of VARIANTS. device: where the maps are."""
         self.variant = variant
         self._image = ImageMetrics(variant)
-        self._pixel = PixelMetrics(variant, device)
+        self._pixel = (DevicePixelMetrics if torch.device(device).type == "cuda" else PixelMetrics)(variant, device)
         self._images = 0
 
     def update(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from inpbench.harness.claims import ClaimedError
 from inpbench.harness.errors import BenchError
+from inpbench.harness.precision import keep_float32
 from inpbench.harness.scale.job import Contract, Job, Message, NodeError, sources_digest
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def _device(job: Job, node: str) -> torch.device:
             f"Node {node}: Ray gave this cell a GPU, but torch finds no CUDA device (CUDA_VISIBLE_DEVICES: {visible or 'none'}).",
             "Install torch for CUDA there, or type: --device cpu",
         )
+    keep_float32()
     return torch.device("cuda:0")  # the only one that Ray lets this process see
 
 
