@@ -207,7 +207,9 @@ function pairs(label, list) {
     { title: "p", value: (row) => row.adjusted ?? row.p, cell: (row) => ((row.adjusted ?? row.p) === undefined ? "–" : chance(row.adjusted ?? row.p)) },
     { title: "Verdict", left: true, wrap: true, value: (row) => row.verdict, cell: (row) => breakable(row.verdict) },
   ], list);
-  return make("details", { open: list.length <= LONG, class: "pairs" }, make("summary", {}, `${list.length} pair${list.length === 1 ? "" : "s"}, ${list.filter((row) => row.verdict.endsWith("is better")).length} told apart`), lines);
+  const [apart, without] = [list.filter((row) => row.verdict.endsWith("is better")).length, list.filter((row) => row.verdict.startsWith("not compared")).length];
+  const words = `${list.length} pair${list.length === 1 ? "" : "s"}, ${apart} told apart${without ? `, ${without} not compared` : ""}`;
+  return make("details", { open: list.length <= LONG, class: "pairs" }, make("summary", {}, words), lines);
 }
 
 function published(rows) {
