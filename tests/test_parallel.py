@@ -126,8 +126,6 @@ def test_the_summary_of_torchrun_ends_with_the_error(tmp_path: Path, monkeypatch
 
     told = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(told))
-    assert bench("leaderboard", "--metrics", "auroc").code == 2 and not told.exists(), "not started by torchrun"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     for arguments, words in (
         (["--metrics", "auroc"], "Type: bench list metrics"),
         (["--mtrics", "x"], "Type: bench leaderboard --help"),

@@ -120,7 +120,7 @@ def _exit_interrupted() -> NoReturn:
 def _tell_torchrun(message: str, hint: str) -> None:
     """Leave the error where torchrun looks for it, so that the summary with which it ends says what happened, not where to look."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not file or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not file:
         return
     import json
     import time
