@@ -16,6 +16,7 @@ import typer
 from inpbench.harness.cli import app as app_verb
 from inpbench.harness.cli import data, doctor, export, lists, predict, report, reproduce, rescore, run, tables
 from inpbench.harness.cli.options import Verb
+from inpbench.harness.cli.run_options import RunVerb
 from inpbench.harness.errors import EXIT_INTERRUPTED, EXIT_NEGATIVE, EXIT_USAGE, BenchError, UsageError
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ def options(
         )
 
 
-app.command("run", cls=Verb, rich_help_panel="Run")(run.run)
+app.command("run", cls=RunVerb, rich_help_panel="Run")(run.run)
 app.command("predict", cls=Verb, rich_help_panel="Run")(predict.predict)
 app.command("reproduce", cls=Verb, rich_help_panel="Run")(reproduce.reproduce)
 app.command("export", cls=Verb, rich_help_panel="Run")(export.export)
@@ -79,7 +80,7 @@ def main() -> None:
 
     accept_any_text()
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="bench", standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # Typer makes this of Ctrl-C, and says nothing
             _exit_interrupted()
         if sys.stdout is not None:  # closed by the one who started us

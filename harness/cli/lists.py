@@ -25,7 +25,9 @@ class Kind(str, Enum):
 
 
 def list_(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.methods,
+    kind: Annotated[
+        Kind, typer.Argument(metavar="[methods|datasets|settings|metrics|encoders]", help="What to list.")
+    ] = Kind.methods,
     params: Annotated[str | None, typer.Option("--params", metavar="NAME", help="Parameters of a method or data set.")] = None,
     json_: Json = False,
 ) -> None:
