@@ -122,7 +122,7 @@ MaskRuleName = Annotated[MaskRule, typer.Option("--mask-rule", help="How resized
 EngineName = Annotated[Engine, typer.Option("--engine", help="reference trains the originals' way, without caches.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 EvalBatch = Annotated[
-    int, typer.Option("--eval-batch", metavar="N", min=1, max=65536, help="Images tested at once; changes no number.")
+    int, typer.Option("--eval-batch", min=1, max=65536, help="Images tested at once; changes no number.")
 ]
 Strict = Annotated[
     bool,

@@ -174,6 +174,7 @@ def _over(group: Overall, metric: str) -> dict[str, Any]:
     title = f"Mean rank by {METRICS[metric].title} over {len(group.datasets)} data sets"
     return {
         "datasets": group.datasets,
+        "caption": [line for line in table.caption if not line.startswith("Mean rank")],
         "rows": [
             {"name": name, "rank": ranks[name], "scores": group.scores[name], "records": group.records[name]}
             for name in sorted(ranks, key=ranks.__getitem__)

@@ -63,7 +63,7 @@ function overallSection(group, place) {
     const found = group.metrics[metric];
     const title = `${TITLES[metric]} over ${found.datasets.length} data sets`;
     const picture = new DOMParser().parseFromString(found.picture, "image/svg+xml").documentElement;
-    body.replaceChildren(overDatasets(title, found), make("div", { class: "scroll ranks" }, document.importNode(picture, true)));
+    body.replaceChildren(...found.caption.map((line) => make("p", { class: "note" }, line)), overDatasets(title, found), make("div", { class: "scroll ranks" }, document.importNode(picture, true)));
     body.append(make("p", { class: "note" }, found.note));
     if (found.pairs.length) body.append(pairs(`${title}, in pairs`, found.pairs));
   }
