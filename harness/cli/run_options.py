@@ -121,9 +121,7 @@ VariantName = Annotated[Variant, typer.Option("--variant", help="Metric definiti
 MaskRuleName = Annotated[MaskRule, typer.Option("--mask-rule", help="How resized masks become binary.")]
 EngineName = Annotated[Engine, typer.Option("--engine", help="reference trains the originals' way, without caches.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
-EvalBatch = Annotated[
-    int, typer.Option("--eval-batch", min=1, max=65536, help="Images tested at once; changes no number.")
-]
+EvalBatch = Annotated[int, typer.Option("--eval-batch", min=1, max=65536, help="Images tested at once; changes no number.")]
 Strict = Annotated[
     bool,
     typer.Option("--strict/--lenient", help="Stop at the first bad file, or skip it and say so in the record."),
