@@ -120,7 +120,7 @@ PhaseName = Annotated[
 VariantName = Annotated[Variant, typer.Option("--variant", help="Metric definitions (bench list metrics).")]
 MaskRuleName = Annotated[MaskRule, typer.Option("--mask-rule", help="How resized masks become binary.")]
 EngineName = Annotated[Engine, typer.Option("--engine", help="reference trains the originals' way, without caches.")]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 EvalBatch = Annotated[int, typer.Option("--eval-batch", min=1, max=65536, help="Images tested at once; changes no number.")]
 Strict = Annotated[
     bool,
