@@ -23,9 +23,11 @@ _SAME = ("setting", "setting_version", "shots", "scoring", "metrics", "limit")
 class Overall(NamedTuple):
     """What was measured of several methods on several data sets, for one metric."""
 
+    key: str  # what its families share
     title: str
     datasets: list[str]
     scores: dict[str, list[float]]  # method -> fractions, in the order of the data sets
+    records: dict[str, list[list[str]]]  # method -> the ids behind each of them
 
 
 def pair_tables(records: Iterable[Record], metric: str, evidence: EvidenceStore) -> list[Table]:
@@ -95,11 +97,15 @@ def overall(records: Iterable[Record], metric: str) -> list[Overall]:
         same = {key: family.protocol[key] for key in _SAME}
         groups.setdefault(canonical_json(same), []).append(family)
     found = []
-    for group in groups.values():
-        columns: dict[str, dict[str, float]] = {}
+    for key, group in groups.items():
+        columns: dict[str, dict[str, tuple[float, Row]]] = {}
         for family in group:
             rows = _ranked(family)
-            named = {name: value for name, row in zip(names_of(rows), rows, strict=True) if (value := row.mean(metric)) is not None}
+            named = {
+                name: (value, row)
+                for name, row in zip(names_of(rows), rows, strict=True)
+                if (value := row.mean(metric)) is not None
+            }
             # Two versions of one data set are no two data sets: the one with more methods counts.
             if len(named) > max(1, len(columns.get(family.protocol["dataset"], {}))):
                 columns[family.protocol["dataset"]] = named
@@ -111,8 +117,9 @@ def overall(records: Iterable[Record], metric: str) -> list[Overall]:
         title = (
             f"{first['setting']}{shots}, mask rule {first['scoring'].get('mask_rule')}, variant {first['metrics'].get('variant')}"
         )
-        scores = {name: [values[name] for values in columns.values()] for name in common}
-        found.append(Overall(title, list(columns), scores))
+        scores = {name: [column[name][0] for column in columns.values()] for name in common}
+        ids = {name: [[record.id for record in column[name][1].records] for column in columns.values()] for name in common}
+        found.append(Overall(key, title, list(columns), scores, ids))
     return [item for item in found if len(item.scores) > 1]
 
 

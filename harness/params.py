@@ -204,8 +204,11 @@ def label(name: str, preset: str, params: Any, base: Any) -> str:
     base: the parameters of the preset alone. The encoder is left out: tables show it in a column of its own.
     """
     rest = getattr(params, "OPEN", None)
+    kinds = field_types(type(params))
     changed = [
-        ", ".join(getattr(params, rest)) if field.name == rest else f"{field.name}={_short(getattr(params, field.name))}"
+        ", ".join(getattr(params, rest))
+        if field.name == rest
+        else f"{field.name}={_typed(getattr(params, field.name), kinds[field.name])}"
         for field in dataclasses.fields(params)
         if field.name != "encoder" and getattr(params, field.name) != getattr(base, field.name)
     ]
@@ -213,11 +216,31 @@ def label(name: str, preset: str, params: Any, base: Any) -> str:
     return f"{called}({', '.join(changed)})" if changed else called
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, tuple) and len(value) == 2 and value[0] == value[1]:
-        return str(value[0])
-    if isinstance(value, tuple):
-        return "x".join(map(str, value)) if all(isinstance(v, int) for v in value) else str(value)
-    if isinstance(value, str):  # of a path its last name: where it lies says nothing to others
+def _typed(value: Any, kind: Any) -> str:
+    """A value as one types it after --set; of a path its last name, because where it lies says nothing to others."""
+    if value is None:
+        return "none"
+    if kind == Size:
+        return str(value[0]) if value[0] == value[1] else f"{value[0]}x{value[1]}"
+    if isinstance(value, tuple) and all(isinstance(item, int) for item in value):
+        return _runs(value)
+    if isinstance(value, tuple) and all(isinstance(item, tuple) for item in value):
+        return ";".join(map(_runs, value))
+    if isinstance(value, str):
         return value.rstrip("/").rsplit("/", 1)[-1]
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _runs(values: tuple[int, ...]) -> str:
+    """Ints as `2,5,8`, and three or more in a row as `2-9`.
+
+    >>> _runs((2, 5, 8)), _runs((2, 3, 4, 9)), _runs((0, 1))
+    ('2,5,8', '2-4,9', '0,1')
+    """
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs)

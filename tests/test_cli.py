@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,8 @@ import pytest
 from commands import TINY, bench
 
 from inpbench.harness.api import MethodInfo, Preprocess
+from inpbench.harness.cli.run import run
+from inpbench.harness.cli.run_options import GROUPS
 from inpbench.harness.registry import METHODS
 
 RAW = ["run", "--methods", "raw_pixel", *TINY]
@@ -257,11 +260,17 @@ def test_help_is_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COLUMNS", "80")
     text = bench("run", "--help").out
     assert all(len(line) <= 80 for line in text.splitlines()) and "…" not in text
+    assert "Data:\n  --data-root DIR|NAME=DIR" in text and text.rstrip().splitlines()[-1].lstrip().startswith("-h, --help")
     for whole in ("--pixel-cache / --no-pixel-cache", "<exact|paper|dinomaly|crr>", "$INPBENCH_DATA/NAME"):
         assert whole in text
     assert "Read" in bench("--help").out and "--data-root" in bench("data", "verify", "--help").out
     monkeypatch.setenv("COLUMNS", "160")
-    assert "╭" in bench("run", "--help").out
+    assert "╭─ Weights and models ─" in bench("run", "--help").out
+
+
+def test_every_option_of_run_is_in_one_group_of_its_help() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(inspect.signature(run).parameters)
 
 
 def test_every_encoder_that_a_method_takes_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from commands import bench
@@ -83,6 +84,53 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 def commands_of(page: Path) -> list[list[str]]:
     blocks = re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
     return [shlex.split(line.removeprefix("$ ")) for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def typed(page: Path) -> list[list[str]]:
+    """Every command line of a page that begins with `bench`: indented, or after a prompt."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")  # lines that go on
+    lines = re.findall(r"^(?:    |\$ )(bench .*)$", text, re.M)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_command_that_a_page_names_exists(page: Path) -> None:
+    """Its verb and each of its options; and its choices, where they have names of this project."""
+    from typer.main import get_command
+
+    from inpbench.harness.cli import app
+    from inpbench.harness.registry import DATASETS, METHODS
+    from inpbench.harness.settings import SETTINGS
+
+    names = {"--methods": METHODS.names(), "--dataset": DATASETS.names(), "--setting": SETTINGS, "--source": DATASETS.names()}
+    for words in typed(page):
+        command: Any = get_command(app)
+        rest = words[1:]
+        while rest and hasattr(command, "commands"):
+            assert rest[0] in command.commands, words
+            command, rest = command.commands[rest[0]], rest[1:]
+        options = {name for param in command.params for name in (*param.opts, *param.secondary_opts)} | {"--help"}
+        for place, word in enumerate(rest):
+            value = "".join(rest[place + 1 : place + 2])
+            assert not word.startswith("--") or word.split("=")[0] in options, (word, words)
+            if word in names and value.islower():
+                assert all(
+                    name in names[word] or name == "mean_image" or name.startswith("anomalib.") for name in value.split(",")
+                ), (value, words)
+
+
+def test_the_readme_is_short() -> None:
+    """The first page is read whole or not at all: what is longer has a page of its own in docs/."""
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+?)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), (page.name, link)
 
 
 @pytest.mark.slow

@@ -120,6 +120,22 @@ def test_what_fails_everywhere_alike_is_one_cell_and_what_fails_in_one_process_e
     assert "process 1: DataError: A file vanished." in failed.stderr
 
 
+def test_the_summary_of_torchrun_ends_with_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's traceback cannot be kept back: what it prints last is what a user reads."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    told = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(told))
+    for arguments, words in (
+        (["--metrics", "auroc"], "Type: bench list metrics"),
+        (["--mtrics", "x"], "Type: bench leaderboard --help"),
+    ):
+        outcome = bench("leaderboard", *arguments)
+        summary = str(ChildFailedError("bench", {0: ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(told))}))
+        assert outcome.code == 2 and words in outcome.err
+        assert [line.strip() for line in summary.splitlines()][-2] == words
+
+
 def test_who_trained_a_model_stays_with_it(tmp_path: Path) -> None:
     """A shared or kept model is tested by other processes, later: its cost is still that of the team."""
     team = {"processes": 4, "backend": "nccl", "devices": ["NVIDIA H100"] * 4}

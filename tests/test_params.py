@@ -92,6 +92,20 @@ def test_label_names_what_differs() -> None:
     assert params.label("p", "paper", Params(name="/home/me/dtd/"), Params()) == "p(name=dtd)"
 
 
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(("layers", text) for text in ("2,5,8", "2-9", "7", "3,3", "0-2,4,5", "9,8,7")),
+        *(("groups", text) for text in ("0;1,2", "0-3;4-7", "5")),
+        *(("size", text) for text in ("140", "140x252")),
+        ("limit", "12"),
+    ],
+)
+def test_a_label_says_what_one_types_after_set(key: str, text: str) -> None:
+    changed = params.build("p", Params, {key: text})
+    assert params.label("p", "paper", changed, Params()) == f"p({key}={text})"
+
+
 def test_plain_survives_json() -> None:
     data = params.plain(Params(layers=(1, 2)))
     assert json.loads(json.dumps(data)) == data

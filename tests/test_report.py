@@ -18,8 +18,10 @@ from commands import TINY, bench
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from inpbench.harness.metrics import METRICS
 from inpbench.harness.metrics.bootstrap import pixel_counts
 from inpbench.harness.records import RecordStore
+from inpbench.harness.report.content import gather
 from inpbench.harness.report.curves import histogram, image_curves, pixel_curves, thin
 from inpbench.harness.report.gallery import choose, input_picture
 from inpbench.harness.report.page import page
@@ -140,23 +142,115 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     assert family["reasons"] and family["rows"][0]["i_auroc"] == pytest.approx(0.9)
 
 
+def many(folder: Path) -> RecordStore:
+    """Nine methods on seven data sets, close to one another but for the yardstick; one data set has no masks."""
+    store = RecordStore(folder)
+    names = [
+        "inp_former",
+        "dinomaly",
+        "patchcore",
+        "crr",
+        "winclip",
+        "pmad",
+        "inctrl",
+        "anomalib.reverse_distillation",
+        "raw_pixel",
+    ]
+    for place, name in enumerate(names):
+        for number in range(7):
+            value = 0.5 if name == "raw_pixel" else 0.95 - place / 1000 + number / 500
+            pixels = {metric: None for metric in METRICS if number == 6 and metric.startswith(("p_", "aupro"))}
+            cost = {"predict_images_per_s": 900.0 if name == "raw_pixel" else 40.0 + place}
+            changes: dict[str, Any] = {"p_auroc": 1.2 - value} | pixels
+            store.write(recordkit.record(value, label=name, method=name, dataset=f"set{number}", cost=cost, **changes))
+    return store
+
+
+def test_data_sets_are_compared_by_every_metric(tmp_path: Path) -> None:
+    store = many(tmp_path)
+    [group] = gather(store, store.all().records, images=0)["overall"]
+    assert list(group["metrics"]) == list(METRICS)
+    images, pixels = group["metrics"]["i_auroc"], group["metrics"]["p_auroc"]
+    assert len(images["datasets"]) == 7 and len(pixels["datasets"]) == 6
+    assert images["rows"][0]["name"] == "inp_former" and images["rows"][-1]["name"] == "raw_pixel"
+    assert pixels["rows"][0]["name"] == "raw_pixel", "another metric, another order"
+    for row in images["rows"]:
+        for score, ids in zip(row["scores"], row["records"], strict=True):
+            assert [store.find(id_).mean("i_auroc") for id_ in ids] == [score]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def contrast(one: str, two: str) -> float:
+    dark, light = sorted((luminance(one), luminance(two)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_can_be_seen_on_both_papers() -> None:
+    """WCAG 2.2: 4.5 for text, 3 for what is drawn."""
+    folder = Path(page.__code__.co_filename).parent
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    [found] = re.findall(r"COLOURS = \[(.*?)\]", (folder / "tables.js").read_text(encoding="utf-8"))
+    lines = re.findall(r"#\w{6}", found)
+    papers = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r"\{\s*(--paper.*?)\}", style, re.S)]
+    assert len(lines) == 8 and len(papers) == 3 and papers[1] == papers[2]
+    for paper in papers:
+        for text in ("ink", "soft", "accent", "good"):
+            assert min(contrast(paper[text], paper["card"]), contrast(paper[text], paper["paper"])) >= 4.5, (text, paper)
+        for line in lines:
+            assert contrast(line, paper["card"]) >= 3, (line, paper["card"], contrast(line, paper["card"]))
+
+
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def shown_by_a_browser(file: Path, profile: Path) -> str:
+    """The document that the script leaves, without the script."""
+    command = [
+        str(BROWSER),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={profile}",
+        "--dump-dom",
+        file.as_uri(),
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return re.sub(r"<script.*?</script>", "", dom, flags=re.S)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 def test_in_a_browser(written: Path, tmp_path: Path) -> None:
     """The script runs to its end: both methods, the curves and the pictures are in the document it leaves."""
-    command = [
-        str(BROWSER),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path}",
-        "--dump-dom",
-        written.as_uri(),
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    shown = re.sub(r"<script.*?</script>", "", dom, flags=re.S)
-    assert shown.count('class="value') >= 14 and "raw_pixel:smoke" in shown and "Per-region overlap" in shown
+    shown = shown_by_a_browser(written, tmp_path)
+    assert shown.count('class="value') >= 14 and "raw_pixel:" in shown and "Per-region overlap" in shown
     assert shown.count("<polyline") >= 5 and "data:image/jpeg" in shown and "in pairs" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+def test_no_label_of_the_speed_picture_covers_anything(tmp_path: Path) -> None:
+    """Eight methods at almost one place: each name can be read, and the yardstick takes no room from them."""
+    store = many(tmp_path / "runs")
+    file = tmp_path / "report.html"
+    file.write_text(page(gather(store, store.all(dataset=["set0"]).records, images=0)), encoding="utf-8")
+    shown = shown_by_a_browser(file, tmp_path / "profile")
+    [picture] = re.findall(r'<svg[^>]*aria-label="Speed against.*?</svg>', shown, re.S)
+    points = [tuple(map(float, found)) for found in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', picture)]
+    labels = re.findall(r'class="label" x="([\d.-]+)" y="([\d.-]+)" text-anchor="(\w+)">(.*?)</text>', picture)
+    assert len(points) == len(labels) == 9 and "raw_pixel →↓ 50.0 %" in picture
+    assert max(x for x, _ in points[:-1]) - min(x for x, _ in points[:-1]) > 100, "the contenders make the scale"
+    boxes = []
+    for x, y, anchor, text in labels:
+        wide = 6 * len(text)
+        start = float(x) - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        boxes.append((start, float(y) - 9, start + wide, float(y)))
+    for place, box in enumerate(boxes):
+        assert not [point for point in points if box[0] < point[0] < box[2] and box[1] < point[1] < box[3]], labels[place]
+        for other in boxes[:place]:
+            assert box[2] <= other[0] or box[0] >= other[2] or box[3] <= other[1] or box[1] >= other[3], labels[place]

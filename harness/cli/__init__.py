@@ -16,6 +16,7 @@ import typer
 from inpbench.harness.cli import app as app_verb
 from inpbench.harness.cli import data, doctor, export, lists, predict, report, reproduce, rescore, run, tables
 from inpbench.harness.cli.options import Verb
+from inpbench.harness.cli.run_options import RunVerb
 from inpbench.harness.errors import EXIT_INTERRUPTED, EXIT_NEGATIVE, EXIT_USAGE, BenchError, UsageError
 
 app = typer.Typer(
@@ -58,7 +59,7 @@ def options(
         )
 
 
-app.command("run", cls=Verb, rich_help_panel="Run")(run.run)
+app.command("run", cls=RunVerb, rich_help_panel="Run")(run.run)
 app.command("predict", cls=Verb, rich_help_panel="Run")(predict.predict)
 app.command("reproduce", cls=Verb, rich_help_panel="Run")(reproduce.reproduce)
 app.command("export", cls=Verb, rich_help_panel="Run")(export.export)
@@ -79,7 +80,7 @@ def main() -> None:
 
     accept_any_text()
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="bench", standalone_mode=False)
         if code == EXIT_INTERRUPTED:  # Typer makes this of Ctrl-C, and says nothing
             _exit_interrupted()
         if sys.stdout is not None:  # closed by the one who started us
@@ -88,6 +89,7 @@ def main() -> None:
         if _traceback:
             raise
         print_error(error.message, error.hint)
+        _tell_torchrun(error.message, error.hint)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _exit_interrupted()
@@ -99,6 +101,7 @@ def main() -> None:
             raise
         _write_nowhere()
         print_error(*_of_the_machine(error))
+        _tell_torchrun(*_of_the_machine(error))
         sys.exit(EXIT_NEGATIVE)
     except Exception as error:
         _exit_on_click(error)
@@ -113,6 +116,21 @@ def _exit_interrupted() -> NoReturn:
 
     print_error("Interrupted.", "What was finished is recorded; the same command goes on from there.")
     sys.exit(EXIT_INTERRUPTED)
+
+
+def _tell_torchrun(message: str, hint: str) -> None:
+    """Leave the error where torchrun looks for it, so that the summary with which it ends says what happened, not where to look."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file:
+        return
+    import json
+    import time
+    from pathlib import Path
+
+    text = f"Error: {message}\n{hint}"
+    told = {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+    with contextlib.suppress(OSError):  # the error itself stands on stderr
+        Path(file).write_text(json.dumps({"message": told}), encoding="utf-8")
 
 
 def _write_nowhere() -> None:
@@ -143,4 +161,5 @@ def _exit_on_click(error: Exception) -> None:
         where = context.command_path if context is not None else "bench"
         if error.format_message():  # `bench` alone prints its help, which says all
             print_error(error.format_message(), f"Type: {where} --help")
+            _tell_torchrun(error.format_message(), f"Type: {where} --help")
         sys.exit(EXIT_USAGE if any(word in kind for word in ("Usage", "Param", "Option", "Arg")) else EXIT_NEGATIVE)

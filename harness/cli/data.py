@@ -19,7 +19,7 @@ app = typer.Typer(
     name="data", help="Get, convert, check and look at a data set before anything is trained on it.", no_args_is_help=True
 )
 
-Name = Annotated[str, typer.Argument(help="A data set (bench list datasets).")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set (bench list datasets).")]
 
 
 def _open(name: str, set_: list[str] | None, data_root: Path | None) -> tuple[DatasetInfo, Any, Path]:

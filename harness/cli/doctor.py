@@ -11,7 +11,7 @@ from inpbench.harness.errors import EXIT_NEGATIVE
 
 
 def doctor(
-    name: Annotated[str | None, typer.Argument(help="A method: run the conformance checks on it.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[METHOD]", help="A method: run the conformance checks on it.")] = None,
     results: Results = None,
     json_: Json = False,
 ) -> None:

@@ -53,7 +53,7 @@ PIXELS = "Graphs: `image` is RGB in [0, 1] (unit, normalised inside), or normali
 
 
 def export(
-    record: Annotated[str, typer.Argument(help="Id of a record, or its beginning (at least 6 digits).")],
+    record: Annotated[str, typer.Argument(metavar="RECORD", help="Id of a record, or its beginning (at least 6 digits).")],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write (a folder, for several official files).")
     ],

@@ -25,7 +25,9 @@ class Kind(str, Enum):
 
 
 def list_(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.methods,
+    kind: Annotated[
+        Kind, typer.Argument(metavar="[methods|datasets|settings|metrics|encoders]", help="What to list.")
+    ] = Kind.methods,
     params: Annotated[str | None, typer.Option("--params", metavar="NAME", help="Parameters of a method or data set.")] = None,
     json_: Json = False,
 ) -> None:
@@ -83,12 +85,12 @@ def _family(family: MethodFamily) -> dict[str, Any]:
 
     first = family.member(family.members[0])
     try:
-        origin = f"{family.package} {version(family.package)}"
+        origin, words = f"{family.package} {version(family.package)}", ""
     except PackageNotFoundError:
-        origin = f"not installed: {family.install}"
+        origin, words = "not installed", f"; {family.install}"
     return {
         "name": f"{family.name}.*",
-        "title": f"{family.title} ({len(family.members)} names: --json)",
+        "title": f"{family.title} ({len(family.members)} names: --json{words})",
         "settings": sorted(first.settings),
         "presets": list(first.presets),
         "version": first.version,

@@ -39,7 +39,7 @@ NORMAL = "Normal images: for the quantile, instead of the record's; the referenc
 def predict(
     images: Annotated[Path, typer.Option("--images", "-i", metavar="PATH", help="A file, or a folder with all below it.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for scores, maps and overlays.")],
-    record: Annotated[str, typer.Argument(help="Id of a record with a kept model, or its beginning.")] = "",
+    record: Annotated[str, typer.Argument(metavar="[RECORD]", help="Id of a record with a kept model, or its beginning.")] = "",
     threshold: Annotated[
         str | None,
         typer.Option(help="quantile=Q (of normal images), f1, none, or a number. Default: quantile=0.995 where scores are known."),

@@ -37,7 +37,7 @@ def report(
     if not any(record.status == "done" for record in listing):
         raise NothingError(
             f"No finished record in {store.folder} fits.",
-            "Type: bench run --methods inp_former --dataset synthetic --encoder builtin",
+            "Type: bench run --methods inp_former --dataset synthetic --encoder builtin --preset demo",
         )
     text = page(gather(store, listing.records, images=images))
     write_text(out, text)

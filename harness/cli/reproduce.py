@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    method: Annotated[str, typer.Argument(help="The method (bench list methods).")],
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="The method (bench list methods).")],
     dataset: Annotated[
         str, typer.Option("--dataset", "-d", help="The data set of the published number; all of them for super_multi_class.")
     ],

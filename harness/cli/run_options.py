@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inpbench.harness.cli.options import split_ints, split_names
+from inpbench.harness.cli.options import Verb, split_ints, split_names
 from inpbench.harness.errors import UsageError
 from inpbench.harness.user_paths import expanded
 
@@ -59,11 +59,17 @@ class DisplayMode(str, Enum):
     none = "none"
 
 
-Methods = Annotated[str, typer.Option("--methods", "-m", help="Methods, separated by commas (bench list methods).")]
-Datasets = Annotated[str, typer.Option("--dataset", "-d", help="Data sets, separated by commas (bench list datasets).")]
-SettingName = Annotated[str, typer.Option("--setting", "-s", help="What is trained on what (bench list settings).")]
-Seeds = Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas; the table shows mean and deviation.")]
-Shots = Annotated[str, typer.Option("--shots", help="Numbers of support images, for settings that have them.")]
+Methods = Annotated[
+    str, typer.Option("--methods", "-m", metavar="NAME,NAME", help="Methods, separated by commas (bench list methods).")
+]
+Datasets = Annotated[
+    str, typer.Option("--dataset", "-d", metavar="NAME,NAME", help="Data sets, separated by commas (bench list datasets).")
+]
+SettingName = Annotated[str, typer.Option("--setting", "-s", metavar="NAME", help="What is trained on what (bench list settings).")]
+Seeds = Annotated[
+    str, typer.Option("--seeds", metavar="N,N", help="Seeds, separated by commas; the table shows mean and deviation.")
+]
+Shots = Annotated[str, typer.Option("--shots", metavar="K,K", help="Numbers of support images, for settings that have them.")]
 DataRoots = Annotated[
     list[str] | None,
     typer.Option(
@@ -80,7 +86,7 @@ Source = Annotated[
 SourceRoot = Annotated[
     Path | None, typer.Option("--source-root", metavar="DIR", help="Root of --source (default: $INPBENCH_DATA/NAME).")
 ]
-Preset = Annotated[str, typer.Option("--preset", help="Named parameter values: paper, fast, smoke, demo.")]
+Preset = Annotated[str, typer.Option("--preset", metavar="NAME", help="Named parameter values: paper, fast, smoke, demo.")]
 Encoder = Annotated[
     str | None,
     typer.Option("--encoder", metavar="NAME", help="Encoder of the methods that have one; `builtin` needs no download."),
@@ -90,10 +96,10 @@ Weights = Annotated[
     typer.Option("--weights", metavar="FILE|DIR|random", help="Encoder weights (default: $INPBENCH_WEIGHTS).", show_default=False),
 ]
 Download = Annotated[bool, typer.Option("--download", help="Allow missing encoder weights to be fetched by timm.")]
-Categories = Annotated[str, typer.Option("--categories", help="Only these categories, separated by commas.")]
+Categories = Annotated[str, typer.Option("--categories", metavar="NAME,NAME", help="Only these categories, separated by commas.")]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", min=1, help="At most this many images of each category, split and defect; marked."),
+    typer.Option("--limit", metavar="N", min=1, help="At most this many images of each category, split and defect; marked."),
 ]
 Checkpoint = Annotated[
     Path | None,
@@ -151,11 +157,39 @@ RayGpus = Annotated[
     float | None, typer.Option("--ray-gpus", metavar="SHARE", help="GPU of a cell, 0 to 1 (default: 1, where there are GPUs).")
 ]
 RayCpus = Annotated[
-    int | None, typer.Option("--ray-cpus", min=1, help="Processors of a cell (default: its GPU's part of a node, or a whole node).")
+    int | None,
+    typer.Option(
+        "--ray-cpus", metavar="N", min=1, help="Processors of a cell (default: its GPU's part of a node, or a whole node)."
+    ),
 ]
 RayRetries = Annotated[
-    int | None, typer.Option("--ray-retries", min=0, help="How often a cell is begun anew whose worker was lost (default: 2).")
+    int | None,
+    typer.Option("--ray-retries", metavar="N", min=0, help="How often a cell is begun anew whose worker was lost (default: 2)."),
 ]
+
+
+# How `bench run --help` is read: forty options in one list are none.
+GROUPS = {
+    "What is compared": ("methods", "dataset", "setting", "seeds", "shots", "preset", "set_", "variant", "mask_rule"),
+    "Weights and models": ("encoder", "weights", "download", "checkpoint", "prompts", "phase", "keep_models"),
+    "Data": ("data_root", "source", "source_root", "categories", "limit", "strict", "pixel_cache"),
+    "How it runs": ("engine", "device", "eval_batch", "force", "dry_run", "snapshot_every"),
+    "What is kept and shown": ("results", "intervals", "save_maps", "maps_of", "display", "json_"),
+    "On a Ray cluster": ("ray", "ray_gpus", "ray_cpus", "ray_retries"),
+}
+
+
+class RunVerb(Verb):
+    """`bench run`, with its options in groups."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Typer's, each told its group, in the order of the groups; --help stays last."""
+        params: dict[str | None, Any] = {param.name: param for param in super().get_params(ctx)}
+        for title, names in GROUPS.items():
+            for name in names:
+                params[name].rich_help_panel = title
+        order = [name for names in GROUPS.values() for name in names]
+        return [*(params[name] for name in order), *(param for name, param in params.items() if name not in order)]
 
 
 def ray_wish(address: str | None, gpus: float | None, cpus: int | None, retries: int | None) -> Wish | None:

@@ -86,7 +86,8 @@ def leaderboard(
     tables = cost_tables(listing) if cost else build(listing)
     if not tables:
         raise NothingError(
-            f"No record in {store.folder} fits.", "Type: bench run --methods inp_former --dataset synthetic --encoder builtin"
+            f"No record in {store.folder} fits.",
+            "Type: bench run --methods inp_former --dataset synthetic --encoder builtin --preset demo",
         )
     write_out(render(tables, "json" if json_ else format_.value), out)
 

@@ -1,5 +1,5 @@
 """`bench report`: one HTML page that needs nothing else, made from records and what lies beside them.
 
 `content` gathers plain data, `curves` and `gallery` what is drawn of it, `page` writes the file: data as JSON inside the page,
-which `page.js` turns into tables and pictures in the reader's browser. Nothing is loaded from anywhere.
+which three scripts turn into tables and pictures in the reader's browser. Nothing is loaded from anywhere.
 """

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inpbench.harness.compare import overall, overall_table, pair_tables, too_few_datasets
+from inpbench.harness.compare import Overall, overall, overall_table, pair_tables, too_few_datasets
 from inpbench.harness.errors import RecordError
 from inpbench.harness.families import Family, Row, families, rows_of
 from inpbench.harness.kept_maps import KeptMaps, read_inputs, read_maps
@@ -28,7 +28,7 @@ from inpbench.harness.statistics import EvidenceStore, across, mean_ranks
 if TYPE_CHECKING:
     from inpbench.harness.records import Record, RecordStore
 
-RANKED_BY = "i_auroc"  # the metric of the comparison over data sets
+JOINED = "A bar joins methods that these data sets cannot tell apart (Wilcoxon's test, Holm's adjustment)."
 
 
 def gather(store: RecordStore, records: Sequence[Record], *, images: int) -> dict[str, Any]:
@@ -55,7 +55,9 @@ def _family(store: RecordStore, family: Family, evidence: EvidenceStore, images:
             data
             | {
                 "name": name,
-                "notes": [note for mark in cells[0].marks if not (note := notes[mark]).startswith("no published value")],
+                "notes": [
+                    note for mark in cells[0].marks if mark != "‡" and not (note := notes[mark]).startswith("no published value")
+                ],
                 "ranked": not row.chosen_on_test,
                 "categories": {c: {metric: row.mean(metric, c) for metric in METRICS} for c in categories},
             }
@@ -155,22 +157,29 @@ def _pictures(store: RecordStore, rows: Sequence[Row], kept: Sequence[KeptMaps |
 
 
 def _overall(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The comparisons over several data sets."""
-    found = []
-    for group in overall(records, RANKED_BY):
-        if len(group.datasets) < 2:
-            continue
-        table = overall_table(group, RANKED_BY)
-        pairs = across(group.scores)
-        ranks = mean_ranks(group.scores)
-        title = f"Mean rank by {METRICS[RANKED_BY].title} over {len(group.datasets)} data sets"
-        found.append(
-            {
-                "title": f"{METRICS[RANKED_BY].title} over data sets: {group.title}",
-                "datasets": group.datasets,
-                "pairs": table.data,
-                "note": too_few_datasets(group) if not pairs else "",
-                "picture": draw(ranks, pairs, title),
-            }
-        )
-    return found
+    """The comparisons over several data sets: a group of them, with what each metric says that at least two of them have."""
+    found: dict[str, dict[str, Any]] = {}
+    for metric in METRICS:
+        for group in overall(records, metric):
+            if len(group.datasets) > 1:
+                entry = found.setdefault(group.key, {"title": f"Over data sets: {group.title}", "metrics": {}})
+                entry["metrics"][metric] = _over(group, metric)
+    return list(found.values())
+
+
+def _over(group: Overall, metric: str) -> dict[str, Any]:
+    table = overall_table(group, metric)
+    pairs = across(group.scores)
+    ranks = mean_ranks(group.scores)
+    title = f"Mean rank by {METRICS[metric].title} over {len(group.datasets)} data sets"
+    return {
+        "datasets": group.datasets,
+        "caption": [line for line in table.caption if not line.startswith("Mean rank")],
+        "rows": [
+            {"name": name, "rank": ranks[name], "scores": group.scores[name], "records": group.records[name]}
+            for name in sorted(ranks, key=ranks.__getitem__)
+        ],
+        "pairs": table.data,
+        "note": JOINED if pairs else too_few_datasets(group),
+        "picture": draw(ranks, pairs, title),
+    }
