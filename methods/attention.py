@@ -50,13 +50,13 @@ class LinearAttention(_SelfAttention):
     eps is added to the denominator, which underflows to 0 (NaN) for inputs below about -17 in float32; the published class has 0.
     """
 
-    whole = False  # whether training may use `methods.narrow_heads`; the fast engine switches it on
+    narrow = False  # whether training may use `methods.narrow_heads`; the fast engine switches it on
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        if self.whole and narrow_heads.pays(x, self.heads):
-            output: Tensor = self.proj(narrow_heads.linear_attention(self.qkv(x), self.heads, self.eps))
-            return output
+        if self.narrow and narrow_heads.pays(x, self.heads):
+            qkv = narrow_heads.columns(x, self.qkv)
+            return narrow_heads.tokens(narrow_heads.linear_attention(qkv, self.heads, self.eps), self.proj)
         return self.attend(x)[0]
 
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,6 +112,8 @@ SELF_ATTENTIONS: dict[str, type[_SelfAttention]] = {
 
 
 class _CrossAttention(nn.Module):
+    narrow = False  # whether training may use `methods.narrow_heads`; the fast engine switches it on
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -130,8 +132,12 @@ class SoftmaxCrossAttention(_CrossAttention):
 
     def forward(self, queries: Tensor, source: Tensor) -> Tensor:
         """Queries (B, M, D), source (B, N, D) -> (B, M, D)."""
-        q, k, v = self.project(queries, source)
-        output: Tensor = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        if self.narrow and narrow_heads.pays(source, self.heads):
+            q = split_heads(self.q(queries), 1, self.heads)[0]
+            mixed = narrow_heads.softmax_cross(q, narrow_heads.columns(source, self.kv))
+        else:
+            mixed = F.scaled_dot_product_attention(*self.project(queries, source))
+        output: Tensor = self.proj(merge_heads(mixed))
         return output
 
 
@@ -144,6 +150,10 @@ class ReluCosineAttention(_CrossAttention):
 
     def forward(self, queries: Tensor, source: Tensor) -> Tensor:
         """Queries (B, N, D), source (B, M, D) -> (B, N, D)."""
+        if self.narrow and narrow_heads.pays(queries, self.heads):
+            k, v = split_heads(self.kv(source), 2, self.heads)
+            k = F.normalize(k, dim=-1) * self.learn_scale
+            return narrow_heads.tokens(narrow_heads.relu_cosine(narrow_heads.columns(queries, self.q), k, v), self.proj)
         return self.attend(queries, source)[0]
 
     def attend(self, queries: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from inpbench.methods import narrow_mlp
 from inpbench.methods.shards import BatchDropout
 
 NORM_EPS = 1e-8
@@ -19,8 +20,11 @@ MLP_RATIO = 4
 class Mlp(nn.Module):
     """Linear D -> 4D, GELU, Linear 4D -> D, with dropout at input, hidden and output (0 for most uses)."""
 
+    narrow = False  # whether training may use `methods.narrow_mlp`; the fast engine switches it on
+
     def __init__(self, dim: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self._free: narrow_mlp.Buffers = []
         self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
@@ -28,6 +32,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
+        if self.narrow and self.drop.p == 0.0 and narrow_mlp.pays(x):
+            return narrow_mlp.mlp(x, self.fc1, self.fc2, self._free)
         output: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(self.drop(x))))))
         return output
 

@@ -76,8 +76,8 @@ class ReconstructionMethod(ABC):
         self.network.to(device=ctx.device, dtype=ctx.dtype).eval()
         if ctx.engine == "fast":
             for module in self.network.modules():
-                if hasattr(module, "whole"):
-                    setattr(module, "whole", True)  # noqa: B010 - its type is unknown
+                if hasattr(module, "narrow"):
+                    setattr(module, "narrow", True)  # noqa: B010 - its type is unknown
         if ctx.engine == "reference":
             for module in self.encoder.modules():
                 if hasattr(module, "fused_attn"):  # timm's: attention by its explicit matrix, as the originals

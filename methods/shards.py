@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inpbench.harness.api import Alone, Ranks, shares
+from inpbench.methods import fast_dropout
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,17 @@ class Shard:
 class BatchDropout(nn.Dropout):
     """`nn.Dropout` that draws for the whole batch, where this process has only a part of it."""
 
+    narrow = False  # whether training may use `methods.fast_dropout`; the fast engine switches it on
     total = 0  # images of the whole batch; 0: the input is it
     first = 0  # of which is the input's first
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, ...) -> (B, ...)."""
-        if not self.total or not self.training or self.p == 0.0:
+        if not self.training or self.p == 0.0:
             return super().forward(input)
+        if not self.total:
+            fast = self.narrow and fast_dropout.pays(input)
+            return input * fast_dropout.noise(input, self.p) if fast else super().forward(input)
         noise = F.dropout(input.new_ones(self.total, *input.shape[1:]), self.p, training=True)
         return input * noise[self.first : self.first + len(input)]
 

@@ -43,9 +43,10 @@ class NothingWaits(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decoder in factors and heads by themselves, as on CUDA."""
+    """The decoder in factors, heads and MLPs by themselves, as on CUDA."""
     monkeypatch.setattr("inpbench.methods.inp_former.model.pays", lambda *_: True)
     monkeypatch.setattr("inpbench.methods.narrow_heads.pays", lambda *_: False)
+    monkeypatch.setattr("inpbench.methods.narrow_mlp.pays", lambda *_: False)
 
 
 def build(name: str, **changes: str) -> Any:
