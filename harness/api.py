@@ -380,7 +380,8 @@ class MethodInfo:
     """A method as the registry knows it, without importing its code.
 
     params: a frozen dataclass with the paper's constants as defaults; it has a property `preprocess -> Preprocess` and may have a
-        method `check() -> None` that raises `UsageError` for values that do not go together.
+        method `check() -> None` that raises `UsageError` for values that do not go together. A property `batch_dependent` that is
+        True says that a score depends on the images of its batch: then the identity holds `--eval-batch`.
     presets: named changes to the defaults; `paper` is {} by definition.
     """
 

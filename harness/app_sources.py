@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inpbench.harness.errors import NothingError, PrerequisiteError, UsageError
-from inpbench.harness.marks import TOLD
+from inpbench.harness.marks import TOLD, obstacles
+from inpbench.harness.sources import trained_on
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,8 +125,9 @@ def _record_source(
 
     identity = record.identity
     trained = name if name != "all" else f"{len(identity['categories'])} categories"
-    about = f"{record.label}, trained on {identity['dataset']} ({trained}), {identity['setting']}, seed {identity['seed']}"
-    return Source(f"{record.id12} {record.label}: {identity['dataset']} {trained}", about, tuple(record.marks), load)
+    learned = f" ({trained})" if trained_on(identity) == identity["dataset"] else ""  # of another set: its own categories
+    about = f"{record.label}, trained on {trained_on(identity)}{learned}, {identity['setting']}, seed {identity['seed']}"
+    return Source(f"{record.id12} {record.label}: {identity['dataset']} {trained}", about, tuple(obstacles(record.marks)), load)
 
 
 def checkpoint_source(

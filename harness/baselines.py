@@ -42,7 +42,8 @@ OTHER_TOLERANCE = 0.01
 _ASKED = ("method", "label", "dataset", "dataset_params", "setting", "shots", "source", "seed", "engine", "limit", "selection")
 KEY = (*_ASKED, "checkpoint", "input", "categories", "mask_rule", "variant", "weight_sources")
 # What must agree before two numbers of one cell may be compared.
-PROTOCOL = ("method_version", "setting_version", "dataset_version", "manifest", "scoring", "metrics", "weights")
+_VERSIONS = ("method_version", "setting_version", "dataset_version")
+PROTOCOL = (*_VERSIONS, "manifest", "scoring", "metrics", "weights", "prompts", "eval_batch")
 
 
 def metric_hardware(hardware: str) -> str:
@@ -100,8 +101,8 @@ def key_of(record: Record) -> dict[str, Any]:
 
 
 def protocol_of(record: Record) -> dict[str, Any]:
-    """What must agree for a comparison, as data."""
-    return {name: record.identity[name] for name in PROTOCOL}
+    """What must agree for a comparison, as data; the last two only where the identity has them."""
+    return {name: record.identity[name] for name in PROTOCOL if name in record.identity}
 
 
 def load(folder: Path) -> list[Baseline]:

@@ -167,13 +167,14 @@ def differences(entry: Entry, record: Record) -> list[str]:
     now, then = protocol_of(record), entry.protocol
     found = []
     for name in PROTOCOL:
-        if now[name] == then.get(name):
+        mine, theirs = now.get(name), then.get(name)
+        if mine == theirs:
             continue
-        if isinstance(now[name], dict) and isinstance(then.get(name), dict):
-            keys = [key for key in sorted({*now[name], *then[name]}) if now[name].get(key) != then[name].get(key)]
-            found += [f"{name}.{key} {_brief(now[name].get(key))}, baseline {_brief(then[name].get(key))}" for key in keys]
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            keys = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
+            found += [f"{name}.{key} {_brief(mine.get(key))}, baseline {_brief(theirs.get(key))}" for key in keys]
         else:
-            found.append(f"{name} {_brief(now[name])}, baseline {_brief(then.get(name))}")
+            found.append(f"{name} {_brief(mine)}, baseline {_brief(theirs)}")
     return found
 
 

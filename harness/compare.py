@@ -14,6 +14,7 @@ from inpbench.harness.families import Family, Row, families, rows_of
 from inpbench.harness.leaderboard import names_of
 from inpbench.harness.metrics import METRICS
 from inpbench.harness.records import Record, canonical_json
+from inpbench.harness.sources import in_words
 from inpbench.harness.statistics import ALPHA, EvidenceStore, across, least_datasets, mean_ranks, paired
 from inpbench.harness.tables import MISSING, Cell, Column, Table
 
@@ -28,6 +29,27 @@ class Overall(NamedTuple):
     datasets: list[str]
     scores: dict[str, list[float]]  # method -> fractions, in the order of the data sets
     records: dict[str, list[list[str]]]  # method -> the ids behind each of them
+    described: list[str]  # the data sets with what tells each from another choice of the same name
+    left_out: list[str]  # methods that were not run on all of them in one version
+
+
+class _Column(NamedTuple):
+    """One data set in `overall`."""
+
+    named: dict[str, Row]  # by method, all with a value
+    family: Family
+    choices: int  # tables of this data set that there were
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return len(self.named), len(self.family.protocol["categories"])
+
+    def in_words(self) -> str:
+        """`visa from real_iad, 12 categories (one of 2 tables of it)`."""
+        protocol = self.family.protocol
+        name = " ".join(filter(None, (protocol["dataset"], in_words(protocol))))
+        others = f" (one of {self.choices} tables of it)" if self.choices > 1 else ""
+        return f"{name}, {len(protocol['categories'])} categories{others}"
 
 
 def pair_tables(records: Iterable[Record], metric: str, evidence: EvidenceStore) -> list[Table]:
@@ -98,29 +120,40 @@ def overall(records: Iterable[Record], metric: str) -> list[Overall]:
         groups.setdefault(canonical_json(same), []).append(family)
     found = []
     for key, group in groups.items():
-        columns: dict[str, dict[str, tuple[float, Row]]] = {}
+        chosen: dict[str, _Column] = {}
         for family in group:
-            rows = _ranked(family)
-            named = {
-                name: (value, row)
-                for name, row in zip(names_of(rows), rows, strict=True)
-                if (value := row.mean(metric)) is not None
-            }
-            # Two versions of one data set are no two data sets: the one with more methods counts.
-            if len(named) > max(1, len(columns.get(family.protocol["dataset"], {}))):
-                columns[family.protocol["dataset"]] = named
-        if not columns:
+            rows, dataset = _ranked(family), family.protocol["dataset"]
+            named = {name: row for name, row in zip(names_of(rows), rows, strict=True) if row.mean(metric) is not None}
+            if len(named) < 2:
+                continue
+            # Two versions of one data set are no two data sets: the one with more methods counts, then with more categories.
+            before, column = chosen.get(dataset), _Column(named, family, 1)
+            if before is not None:
+                better = column if column.size > before.size else before
+                column = better._replace(choices=before.choices + 1)
+            chosen[dataset] = column
+        columns = [column.named for column in chosen.values()]
+        every = dict.fromkeys(name for named in columns for name in named)
+        # One name may be of two versions or weights: then the methods are two, each on some of the data sets.
+        kinds = {name: {_kind(named[name]) for named in columns if name in named} for name in every}
+        common = [name for name in every if all(name in named for named in columns) and len(kinds[name]) == 1]
+        if len(common) < 2:
             continue
-        common = [name for name in next(iter(columns.values())) if all(name in values for values in columns.values())]
         first = group[0].protocol
         shots = f", {first['shots']} shots" if first["shots"] else ""
         title = (
             f"{first['setting']}{shots}, mask rule {first['scoring'].get('mask_rule')}, variant {first['metrics'].get('variant')}"
         )
-        scores = {name: [column[name][0] for column in columns.values()] for name in common}
-        ids = {name: [[record.id for record in column[name][1].records] for column in columns.values()] for name in common}
-        found.append(Overall(key, title, list(columns), scores, ids))
-    return [item for item in found if len(item.scores) > 1]
+        scores = {name: [row.mean(metric) or 0.0 for row in (named[name] for named in columns)] for name in common}
+        ids = {name: [[record.id for record in named[name].records] for named in columns] for name in common}
+        described, left_out = [column.in_words() for column in chosen.values()], [name for name in every if name not in common]
+        found.append(Overall(key, title, list(chosen), scores, ids, described, left_out))
+    return found
+
+
+def _kind(row: Row) -> str:
+    """What makes a method of one name one method, whatever the data."""
+    return canonical_json([row.first.identity[key] for key in ("method", "method_version", "weights")])
 
 
 def too_few_datasets(group: Overall) -> str:
@@ -136,10 +169,12 @@ def overall_table(group: Overall, metric: str) -> Table:
     title = METRICS[metric].title
     table = Table(
         title=f"{title} over data sets: {group.title}",
-        caption=[f"Data sets: {', '.join(group.datasets)}"],
+        caption=[f"Data sets: {'; '.join(group.described)}"],
         columns=[Column(name, left=name in ("first", "second", "verdict")) for name in _OVER_COLUMNS],
         rows=[],
     )
+    if group.left_out:
+        table.caption.append(f"Left out, not run alike on all of them: {', '.join(group.left_out)}")
     ranks = mean_ranks(group.scores)
     table.caption.append("Mean rank: " + ", ".join(f"{name} {rank:.2f}" for name, rank in sorted(ranks.items(), key=_second)))
     pairs = across(group.scores)

@@ -14,6 +14,7 @@ EXPLANATION = (
     "[low, high] is the 95% interval for other test images of the same kind (bootstrap of whole images); ~ where it rests on few "
     "images (docs: statistics); rows share a rank # where the same images cannot tell them apart; pairs are not adjusted"
 )
+DRAWS_ALONE = "an older record: its intervals are of draws alone, without the jackknife's"
 
 
 class Doubt(NamedTuple):
@@ -21,7 +22,7 @@ class Doubt(NamedTuple):
 
     interval: Interval | None
     rank: int  # with ties; 0 for a row that is not ranked
-    reason: str  # why there is no interval
+    reason: str  # why there is no interval, or what it was made without
     few: bool = False  # whether it rests on few images
 
     def __str__(self) -> str:
@@ -37,7 +38,7 @@ def doubts_of(rows: Sequence[Row], metric: str, category: str | None, evidence: 
     if evidence is None:
         return [None] * len(rows)
     from inpbench.harness.metrics.intervals import interval
-    from inpbench.harness.statistics import ranks
+    from inpbench.harness.statistics import ADDED_BY, ranks
 
     found = [evidence.of(row) for row in rows]
     ranked = [None if row.chosen_on_test else mine for row, mine in zip(rows, found, strict=True)]
@@ -47,7 +48,10 @@ def doubts_of(rows: Sequence[Row], metric: str, category: str | None, evidence: 
         reasons = [evidence.reasons[record.id] for record in row.records if record.id in evidence.reasons]
         known = None if mine is None else mine.estimate(metric, row.mean(metric, category), category)
         reason = next(iter(reasons), "too few images to draw from")
-        doubts.append(Doubt(None, 0, reason) if known is None else Doubt(interval(known), place, "", known.few))
+        if mine is None or known is None:
+            doubts.append(Doubt(None, 0, reason))
+        else:
+            doubts.append(Doubt(interval(known), place, "" if mine.complete else f"{DRAWS_ALONE}; {ADDED_BY}", known.few))
     return doubts
 
 

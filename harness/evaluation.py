@@ -94,7 +94,7 @@ def evaluate_category(
         cache=options.pixel_cache,
     ):
         with watch:
-            smoothed, scores = _predict(method, batch.images, options)
+            smoothed, scores = _predict(method, batch.images, options, whole=getattr(cell.params, "batch_dependent", False))
         try:
             metrics.update(smoothed, scores, batch.masks, batch.labels, batch.has_pixels)
         except BenchError as error:
@@ -113,8 +113,11 @@ def evaluate_category(
     return result_of(values, samples, drawing, predict_s=watch.seconds)
 
 
-def _predict(method: Method, images: torch.Tensor, options: Options) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smoothed maps (B, 256, 256) and image scores (B,); halves the batch when the GPU is out of memory."""
+def _predict(method: Method, images: torch.Tensor, options: Options, *, whole: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smoothed maps (B, 256, 256) and image scores (B,); halves the batch when the GPU is out of memory.
+
+    whole: not, because the scores of this method depend on the batch.
+    """
     crop = (int(images.shape[-2]), int(images.shape[-1]))
     try:
         with torch.inference_mode():
@@ -123,7 +126,7 @@ def _predict(method: Method, images: torch.Tensor, options: Options) -> tuple[to
             scores = prediction.score if prediction.score is not None else image_scores(smoothed, options.scoring)
         return smoothed, scores
     except torch.cuda.OutOfMemoryError:
-        if len(images) == 1:
+        if len(images) == 1 or whole:
             raise
         log.warning("out of GPU memory with %d images at once: halved for this batch.", len(images))
     torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ from inpbench.harness import reported as published
 from inpbench.harness.doubts import EXPLANATION, Doubt, doubt_data, doubts_of
 from inpbench.harness.errors import BenchError, UsageError, did_you_mean
 from inpbench.harness.families import Family, Row, families, rows_of
-from inpbench.harness.marks import INFORMATION, ORACLE, obstacles
+from inpbench.harness.marks import CLAIMED, INFORMATION, ORACLE, obstacles
 from inpbench.harness.metrics import METRICS
 from inpbench.harness.records import Record
 from inpbench.harness.sources import learned_nothing, trained_on
@@ -144,6 +144,8 @@ def names_of(rows: Sequence[Row]) -> list[str]:
 
 def _variant(record: Record) -> str:
     parts = [] if record.identity["engine"] == "fast" else [f"{record.identity['engine']} engine"]
+    if "eval_batch" in record.identity:
+        parts.append(f"batches of {record.identity['eval_batch']}")
     if record.identity["checkpoint"] is not None:
         parts.append(f"checkpoint {record.identity['checkpoint'].removeprefix('sha256:')[:8]}")
     return f" [{', '.join(parts)}]" if parts else ""
@@ -155,6 +157,8 @@ def row_marks(row: Row, notes: Footnotes) -> list[str]:
     if _is_yardstick(row.first.identity["method"]):
         marks.append(notes.mark("a yardstick, not a contender", "‡"))
     texts = dict.fromkeys(mark for record in row.records for mark in record.marks)
+    if row.first.identity["checkpoint"] is not None:  # records of before the mark
+        texts[CLAIMED] = None
     marks += [notes.mark(f"{text}: not comparable with published numbers") for text in obstacles(texts) if text != ORACLE]
     marks += [notes.mark(text) for text in texts if text in INFORMATION]
     if learned_nothing(row.first.identity):
@@ -197,6 +201,7 @@ def _metric_cell(
             marks = (notes.mark(f"no interval: {doubt.reason}"),)
         else:
             below.append(str(doubt))
+            marks = (notes.mark(doubt.reason),) if doubt.reason else ()
     if comparison is not None and metric in comparison.values:
         value = comparison.values[metric]
         below.append(f"{100 * value:.2f} ({100 * (mean - value):+.2f})")
@@ -263,7 +268,9 @@ def _timing_cell(row: Row, key: str, notes: Footnotes) -> Cell:
     """A cost that depends on the machine; never a mean over several kinds of it."""
     if len(row.hardware) > 1:
         return Cell(MISSING, (notes.mark("its seeds ran on different hardware: bench leaderboard --cost has a table for each"),))
-    return Cell(_number(row.cost(key), 1))
+    before = sorted({str(kind) for record in row.records for kind in record.stamp.get("hardware_before") or ()})
+    marks = (notes.mark(f"in part on {', '.join(before)}, where the cell was begun"),) if before and key == "fit_s" else ()
+    return Cell(_number(row.cost(key), 1), marks)
 
 
 def _cost_data(row: Row) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """Marks: what a reader must know about a number before comparing it. Kept in the record, shown in every table.
 
-Most say why a number is not comparable with published ones. INFORMATION says what a method is told that others are not: such rows
-share tables with all others and are compared with published numbers, which were made the same way.
+Most say why a number is not comparable with published ones. INFORMATION says what a method is told that others are not, and that a
+checkpoint's training is its user's word: such rows share tables with all others and are compared with published numbers, which were
+made the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inpbench.harness.plan import Cell
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 TOLD = "told the category of each test image"
 ORACLE = "oracle: tuned on test labels"
 PROMPTS = "shown the images of prompt files"
-INFORMATION = frozenset({TOLD, PROMPTS})
+CLAIMED = "a checkpoint: what it was trained on is its user's word"
+INFORMATION = frozenset({TOLD, PROMPTS, CLAIMED})
 
 
 def marks_of(cell: Cell) -> list[str]:
@@ -29,7 +31,27 @@ def marks_of(cell: Cell) -> list[str]:
         marks.append(TOLD)
     if "prompts" in cell.identity:
         marks.append(PROMPTS)
+    if cell.identity.get("checkpoint") is not None:
+        marks.append(CLAIMED)
     return marks
+
+
+def claim_in_words(identity: Mapping[str, Any]) -> str:
+    """What a checkpoint has to have learned from for its numbers to be of this setting; an empty text where there is none."""
+    if identity["checkpoint"] is None:
+        return ""
+    name = identity["dataset"]
+    learned = f"normal training images of {name} alone"
+    for kind, tested in identity.get("groups", {}).items():
+        if not tested:
+            learned = f"the {kind} of {name} alone"
+    if identity["setting"] == "super_multi_class":
+        learned = f"normal training images of several data sets, {name} among them"
+    elif identity["source"] is not None:
+        learned = f"no image of {name} (source: {identity['source']['dataset']})"
+    elif identity["shots"]:
+        learned = f"{identity['shots']} normal images of each category of {name} alone"
+    return f"the checkpoint is taken at its user's word to have learned from {learned}"
 
 
 def weight_marks(weights: Mapping[str, str]) -> list[str]:

@@ -3,11 +3,13 @@
 The originals' resize and crop are deterministic, so the uint8 pixels at crop size are all a run needs. One file a category and
 split, named by a hash of the set, its parameters, root, file names, sizes and times, and of the geometry: a changed file gives
 another name. A file is written beside its place, flushed and renamed, under a lock; a killed writer leaves nothing that is read.
-Rows are written, never mapped for writing, so that a full disk is an error and not a crash.
+Rows are written, never mapped for writing, so that a full disk is an error and not a crash. Each read compares about a thousand
+bytes of the row, spread over all its pages, with a checksum: a damaged row is decoded from its image, and the file is given up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -15,11 +17,12 @@ import logging
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -61,19 +64,39 @@ class Rows:
     position: dict[str, int]  # image path to row
     data: NDArray[np.uint8] | None  # (N, *shape), memory-mapped; None: decoded at each access
     decode: Decode
+    path: Path | None = None  # of the data
+    checks: list[int] = field(default_factory=list)  # of `_check_of`, one a row of the data
 
     def read(self, samples: Sequence[Sample]) -> NDArray[np.uint8]:
         """(B, *shape) of samples that have rows."""
         out = np.empty((len(samples), *self.shape), dtype=np.uint8)
         for i, sample in enumerate(samples):
             if self.data is not None:
-                out[i] = self.data[self.position[sample.image]]
-                continue
+                number = self.position[sample.image]
+                out[i] = self.data[number]
+                if _check_of(out[i], sample.image) == self.checks[number]:
+                    continue
+                self._give_up()
             row, findings = self.decode(sample)
             if row is None:
                 raise UnreadableError(sample.image, f"{findings[0].message}; it was readable when the run began")
             out[i] = row
         return out
+
+    def _give_up(self) -> None:
+        """The next run decodes this file again; this one does so with each damaged row."""
+        assert self.path is not None
+        listing = self.path.with_suffix(".json")
+        if listing.exists():
+            log.warning("the cached pixels %s are damaged: what is wrong with them is decoded again.", self.path)
+            with contextlib.suppress(OSError):  # a cache that may only be read is checked at each read anyway
+                listing.unlink()
+
+
+def _check_of(row: NDArray[np.uint8], image: str) -> int:
+    """A checksum of about 1,000 bytes of a row, at an odd distance (of a smaller row, all), and of what it shows."""
+    step = max(1, row.size // 1024) | 1
+    return zlib.crc32(np.ascontiguousarray(row.reshape(-1)[::step]).data, zlib.crc32(image.encode("utf-8", "surrogatepass")))
 
 
 def decode_image(manifest: Manifest, preprocess: Preprocess) -> Decode:
@@ -138,10 +161,10 @@ def _open(
         except (OSError, RecordError) as error:  # a claim that the file system refuses is a RecordError
             raise _cache_error(path.parent, error) from error
         assert data is not None, f"{path} was written and cannot be read"
-    pixels, images, findings = data
-    for finding in findings:
+    pixels, listing = data
+    for finding in listing.findings:
         manifest.note(finding)
-    return Rows(shape, {image: i for i, image in enumerate(images)}, pixels, decode)
+    return Rows(shape, {image: i for i, image in enumerate(listing.images)}, pixels, decode, path, listing.checks)
 
 
 def open_pixels(
@@ -178,18 +201,29 @@ def _decoded(samples: Sequence[Sample], decode: Decode, progress: Progress | Non
                 progress(min(start + _CHUNK, len(samples)), len(samples), f"decoding {samples[0].category}")
 
 
-def _load(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], list[str], list[Finding]] | None:
-    """A complete file, or None: absent, of another size, or without its list."""
+class _Listing(NamedTuple):
+    """What stands beside the rows of a file."""
+
+    images: list[str]
+    findings: list[Finding]
+    checks: list[int]
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], _Listing] | None:
+    """A complete file, or None: absent, of another size, without its list, or of before there were checksums."""
     try:
         listed = read_json(path.with_suffix(".json"))
         images, findings = listed["images"], [Finding(*map(_text, entry)) for entry in listed["findings"]]
         if not isinstance(images, list) or not all(map(_text, images)):
             raise TypeError("no list of decoded images")
-        if path.stat().st_size != len(images) * int(np.prod(shape)):
+        if "checks" not in listed or path.stat().st_size != len(images) * int(np.prod(shape)):
             return None
+        checks = listed["checks"]
+        if not isinstance(checks, list) or len(checks) != len(images) or any(type(check) is not int for check in checks):
+            raise TypeError("no checksum of each image")
         if not images:
-            return np.empty((0, *shape), np.uint8), [], findings
-        return np.memmap(path, np.uint8, "r", shape=(len(images), *shape)), images, findings
+            return np.empty((0, *shape), np.uint8), _Listing([], findings, [])
+        return np.memmap(path, np.uint8, "r", shape=(len(images), *shape)), _Listing(images, findings, checks)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -213,6 +247,7 @@ def _write(
         _require_space(path.parent, len(samples) * int(np.prod(shape)))
         images: list[str] = []
         findings: list[list[str]] = []
+        checks: list[int] = []
         with temporary.open("xb") as file:
             for sample, (row, noticed) in _decoded(samples, decode, progress):
                 for finding in noticed:
@@ -221,9 +256,10 @@ def _write(
                 if row is not None:
                     file.write(np.ascontiguousarray(row).data)
                     images.append(sample.image)
+                    checks.append(_check_of(row, sample.image))
             file.flush()
             os.fsync(file.fileno())
-        write_text(path.with_suffix(".json"), json.dumps({"images": images, "findings": findings}))
+        write_text(path.with_suffix(".json"), json.dumps({"images": images, "findings": findings, "checks": checks}))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,6 +57,7 @@ class Request:
     checkpoint: Path | None = None
     prompts: Path | None = None  # a folder of <category>.pt, shown in the place of drawn images
     phase: Literal["both", "train", "test"] = "both"  # train: keep the model, test nothing; test: train nothing
+    eval_batch: int = 16  # images tested at once; in the identity of the few methods whose scores depend on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +244,7 @@ def _decide(cell: Cell, request: Request, store: RecordStore, weights: WeightSto
     known_record = store.find(cell.id)
     if known_record is not None and not force:
         if known_record.status == "done":
-            return replace(cell, status="done", reason=f"record {cell.id[:12]}")
+            return replace(cell, status="done", reason=f"record {cell.id[:12]}{_written_later(cell, known_record)}")
         if known_record.status == "trained" and request.phase == "train":
             return replace(cell, status="done", reason=f"trained, not tested yet: record {cell.id[:12]}")
     if request.phase == "test" and request.checkpoint is None and (refusal := _untrained(cell, store)) is not None:
@@ -269,6 +271,16 @@ def _untrained(cell: Cell, store: RecordStore) -> BenchError | None:
         f"--phase test trains nothing, and {store.folder} has no model of {cell.label}, {cell.dataset.name}, {setting_of(cell)}.",
         "Type: the same command with --phase train, or without --phase; or give --checkpoint model.pth.",
     )
+
+
+def _written_later(cell: Cell, record: Record) -> str:
+    """What to know where files are younger than the numbers: a manifest sees names and sizes, not content."""
+    assert cell.manifest is not None
+    if cell.dataset.generate is not None:
+        return ""
+    finished = datetime.fromisoformat(record.finished).timestamp() if record.finished else float("inf")
+    later = sum(fact.mtime_ns / 1e9 > finished + 1 for fact in cell.manifest.files.values())
+    return f"; {later} files of the data set were written after it: --force if their content has changed" if later else ""
 
 
 def _history(record: Record) -> str:
@@ -305,6 +317,8 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
         chosen["prompts"] = _prompts(cell, request.prompts)
     elif cell.setting.shots and (request.checkpoint is None or cell.method.told_category):
         chosen["support"] = draw_of(cell.manifest, cell.shots, cell.seed, prompts=cell.setting.anomalies)
+    if getattr(cell.params, "batch_dependent", False):
+        chosen["eval_batch"] = request.eval_batch
     if cell.setting.unit == "direction":
         chosen["groups"] = groups_of(cell.dataset, cell.manifest.categories, one=request.checkpoint is not None)
     preprocess = cell.params.preprocess

@@ -21,6 +21,7 @@ from inpbench.harness.atomic import write_bytes, write_text
 from inpbench.harness.colours import Scale, make_scale
 from inpbench.harness.errors import NothingError
 from inpbench.harness.image_files import output_names
+from inpbench.harness.spreadsheet import as_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -189,5 +190,6 @@ def write_scores(out: Path, content: dict[str, Any], run: Run) -> None:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(asdict(run.rows[0])), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in run.rows)
+    for row in run.rows:
+        writer.writerow({key: as_text(value) if isinstance(value, str) else value for key, value in asdict(row).items()})
     write_text(out / "scores.csv", buffer.getvalue())

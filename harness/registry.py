@@ -72,6 +72,12 @@ class Registry(Generic[Info]):
         point = self._third_party().get(name)
         return point.dist.name if point and point.dist else "this process"
 
+    def package(self, name: str) -> dict[str, str]:
+        """The package of a third party's name with its version; {} for ours and for what was added in this process."""
+        point = self._third_party().get(name)
+        known = name not in self._builtin() and name not in self._added and point is not None and point.dist is not None
+        return {point.dist.name: point.dist.version} if known and point and point.dist else {}
+
     def add(self, info: Info) -> None:
         """Register for this process only (tests, notebooks)."""
         if info.name in self._builtin():

@@ -1,26 +1,31 @@
 """Metrics again from kept maps, without a model and without the data set: another definition of them, or a check of a record.
 
 `bench run --save-maps` keeps what the metrics saw. The same maps under the same variant must give the record's numbers; under
-another variant they give the record that `bench run --variant` would have written, with the cost and stamp of the first. The mask
-rule cannot be changed: the kept masks were made with it.
+another variant they give the record that `bench run --variant` would have written, with the cost and stamp of the first. A record
+that was run without intervals, or before there was a jackknife, gets both. The mask rule cannot be changed: the kept masks were
+made with it.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from inpbench.harness.category_result import CategoryResult, measured, result_of
+from inpbench.harness.claims import claim
 from inpbench.harness.draws import Drawing, seed_of
 from inpbench.harness.errors import RecordError
 from inpbench.harness.kept_maps import read_maps
 from inpbench.harness.metrics import SUITE_VERSION
 from inpbench.harness.metrics.category import CategoryMetrics
 from inpbench.harness.records import Record, new_record, timestamp
+from inpbench.harness.samples import DRAWS, JACKKNIFE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from inpbench.harness.metrics import Variant
@@ -60,16 +65,51 @@ def rescore(store: RecordStore, record: Record, variant: Variant) -> Record:
     new.metrics = measured(results)
     new.cost, new.stamp = record.cost, record.stamp
     new.status, new.started, new.finished = "done", record.started, timestamp()
-    new.samples = None if same else store.write_samples(identity, {c: r.samples for c, r in results.items()})
+    new.samples = record.samples
+    lacking = any(_evidence_of(results[c].samples) > _evidence_of(table) for c, table in recorded.items())
+    if not same or (lacking and not changes(record, new)):
+        new.samples = store.write_samples(identity, {c: r.samples for c, r in results.items()})
     return new
 
 
+def add_evidence(store: RecordStore, record: Record, again: Record) -> str:
+    """Put the draws and the jackknife of `again` beside a confirmed record that lacks any; says in words what was added, or "".
+
+    again: what `rescore` gave for the same variant. Raises `RecordError` where it cannot be written; the old record then stands.
+    """
+    if again.samples == record.samples:
+        return ""
+    before, after = ([_evidence_of(table) for table in store.read_samples(each).values()] for each in (record, again))
+    gained: set[str] = set().union(*(new - old for old, new in zip(before, after, strict=True)))
+    added = " and ".join(words for key, words in _WORDS.items() if key in gained)
+    note = f"{added} added from the kept maps, {timestamp()}"
+    with claim(store.path_of(record.identity).with_suffix(".lock"), what=f"cell {record.id12} ({record.label})"):
+        store.write(replace(record, samples=again.samples, notes=[*record.notes, note]))
+    return added
+
+
+_WORDS = {DRAWS: "the bootstrap's draws", JACKKNIFE: "the jackknife"}
+
+
+def _evidence_of(table: Mapping[str, Any]) -> set[str]:
+    """What lies beside the scores of a category, for its intervals."""
+    return {DRAWS, JACKKNIFE} & set(table)
+
+
 def changes(before: Record, after: Record) -> list[Change]:
-    """The numbers of two records of one cell that differ, by category; an empty list says that the record is confirmed."""
+    """The numbers of two records of one cell that differ, by category; an empty list says that the record is confirmed.
+
+    They agree within their stated bounds: another device adds the same numbers in another order.
+    """
     found = []
     for category, table in before.metrics["categories"].items():
         again = after.metrics["categories"].get(category, {})
-        found += [Change(category, m, value, again.get(m)) for m, value in table.items() if value != again.get(m)]
+        bounds = [record.metrics["bounds"].get(category, {}) for record in (before, after)]
+        for metric, value in table.items():
+            other, allowed = again.get(metric), sum(known.get(metric) or 0.0 for known in bounds)
+            same = value == other if value is None or other is None else abs(value - other) <= allowed
+            if not same:
+                found.append(Change(category, metric, value, other))
     return found
 
 

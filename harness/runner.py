@@ -32,16 +32,17 @@ from inpbench.harness.evaluation import evaluate_category
 from inpbench.harness.image_folder import FolderImages
 from inpbench.harness.kept_maps import MapKeeper, MapsOf
 from inpbench.harness.loading import prepare
-from inpbench.harness.marks import marks_of
+from inpbench.harness.marks import claim_in_words, marks_of
 from inpbench.harness.models import kept_state, save_model
 from inpbench.harness.plan import Cell
 from inpbench.harness.records import Record, RecordStore, new_record, timestamp
 from inpbench.harness.references import enter
-from inpbench.harness.registry import resolve
+from inpbench.harness.registry import DATASETS, METHODS, resolve
+from inpbench.harness.samples import DRAWS
 from inpbench.harness.scratch import Scratch
 from inpbench.harness.snapshots import Fitting, FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
-from inpbench.harness.stamp import make_stamp
+from inpbench.harness.stamp import hardware_class, hardware_so_far, make_stamp
 from inpbench.harness.training import decoded_for_training, fit, shared_model, snapshots_in, support_of
 from inpbench.harness.weights import BesideCheckpoint, WeightStore
 
@@ -128,6 +129,7 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
         if options.team is not None:
             options.team.on_loss = partial(record_failure, cell, store, None, options.notes)
         try:
+            hardware_so_far(work, options.device)
             if phase == "train":
                 _train(record, cell, work, options, progress, store)
                 record.status, record.finished = "trained", timestamp()
@@ -142,7 +144,17 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
             first = options.team.settle(error) if options.team is not None else None
             return record_failure(cell, store, error, options.notes, None if first is None or first["rank"] == 0 else first)
         shutil.rmtree(work, ignore_errors=True)
+        if kept:
+            _drop_the_earlier(path, phase, options)
     return record
+
+
+def _drop_the_earlier(path: Path, phase: str, options: Options) -> None:
+    """What lay beside a record that was run again (--force), where this run kept none: it is not of these numbers."""
+    if options.save_maps is None:
+        shutil.rmtree(path.with_suffix(".maps"), ignore_errors=True)
+    if not options.keep_models and phase == "both":  # `test` was done with them
+        shutil.rmtree(path.with_suffix(".models"), ignore_errors=True)
 
 
 def _is_finished(record: Record, cell: Cell) -> bool:
@@ -184,13 +196,14 @@ def _message(error: Exception | None) -> str:
 
 def _started(cell: Cell, notes: Sequence[str]) -> Record:
     assert cell.manifest is not None
+    shared = f"model of the training {training_id(cell.identity)[:12]}" if is_shared(cell.identity) else ""
     return new_record(
         cell.identity,
         cell.label,
         marks=marks_of(cell),
         support=[sample.image for sample in support_of(cell) or ()],
         skipped=_skipped(cell),
-        notes=[*([f"model of the training {training_id(cell.identity)[:12]}"] if is_shared(cell.identity) else []), *notes],
+        notes=[*filter(None, (claim_in_words(cell.identity), shared)), *notes],
         started=timestamp(),
     )
 
@@ -238,6 +251,8 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
         finished = {c: r for c in unit.tested if (r := CategoryResult.read(work / "tested", c)) is not None}
         if options.save_maps is not None:  # tested by a killed run without maps: tested again
             finished = {c: r for c, r in finished.items() if MapKeeper.complete(work.with_suffix(".maps"), c)}
+        if options.intervals:  # or without intervals, which would then be missing for the mean, too
+            finished = {c: r for c, r in finished.items() if DRAWS in r.samples}
         if len(finished) < len(unit.tested):
             finished |= _run_unit(cell, name, finished, work, options, progress, cost, store)
         results |= finished
@@ -246,7 +261,16 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
     record.samples = store.write_samples(record.identity, {c: r.samples for c, r in results.items()})
     record.cost = cost.as_dict(results.values())
     record.skipped = _skipped(cell)
-    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team, **options.stamp)
+    record.stamp = _stamp(cell, work, cost, options)
+
+
+def _stamp(cell: Cell, work: Path, cost: Cost, options: Options) -> dict[str, Any]:
+    """Where the cell ended, under which versions, and on what other hardware it began."""
+    stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team, **options.stamp)
+    if earlier := sorted(hardware_so_far(work, options.device) - {hardware_class(options.device)}):
+        stamp["hardware_before"] = earlier
+    stamp["packages"] |= METHODS.package(cell.method.name) | DATASETS.package(cell.dataset.name)
+    return stamp
 
 
 def _decode(cell: Cell, options: Options, progress: Progress) -> None:
@@ -277,7 +301,7 @@ def _train(record: Record, cell: Cell, work: Path, options: Options, progress: P
         free_memory(options)
     record.cost = cost.as_dict(())
     record.skipped = _skipped(cell)
-    record.stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team, **options.stamp)
+    record.stamp = _stamp(cell, work, cost, options)
 
 
 def free_memory(options: Options) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -31,6 +32,7 @@ _PACKAGES = (
     "pandas",
     "pillow",
     "safetensors",
+    "anomalib",
 )
 _SECRET_NAME = re.compile(r"token|secret|passw|api[-_]?key|credential|authori[sz]ation", re.IGNORECASE)
 _URL_LOGIN = re.compile(r"([a-z][a-z0-9+.-]*://)[^/@\s]+@", re.IGNORECASE)
@@ -152,6 +154,24 @@ def hardware_class(device: Any = "cpu") -> str:
     if kind == "cuda" and torch.cuda.is_available():
         return f"cuda-{gpu_slug(torch.cuda.get_device_name(int(index) if index else None))}"
     return kind
+
+
+def hardware_so_far(work: Path, device: Any) -> set[str]:
+    """The classes of hardware that have worked on an unfinished cell, this one included; kept in its folder for the next process.
+
+    Raises `RecordError` where that cannot be written.
+    """
+    from inpbench.harness.atomic import write_text
+    from inpbench.harness.small_files import read_json
+
+    file, mine = work / "hardware", hardware_class(device)
+    try:
+        known = {str(name) for name in read_json(file)}
+    except (OSError, ValueError, TypeError):  # none yet, or damaged: it tells of costs, not of numbers
+        known = set()
+    if mine not in known:
+        write_text(file, json.dumps(sorted(known | {mine})))
+    return known | {mine}
 
 
 def gpu_slug(name: str) -> str:

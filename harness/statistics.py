@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from inpbench.harness.records import Record, RecordStore
 
 ALPHA = 0.05
+ADDED_BY = "bench rescore RECORD adds them where maps were kept, bench run --force elsewhere"
 _INDEX = {metric: index for index, metric in enumerate(METRICS)}
 
 
@@ -42,6 +43,11 @@ class Evidence:
     images: Mapping[str, tuple[str, ...]]  # category -> the tested images, in order
     labels: Mapping[str, NDArray[Any]]  # category -> (I,) 0 normal, 1 anomalous
     jackknife: Mapping[str, NDArray[Any] | None]  # category -> (7, I); None for a record of before there was one
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a jackknife of every category."""
+        return all(table is not None for table in self.jackknife.values())
 
     def parts(self, metric: str, category: str | None = None) -> list[Resampled] | None:
         """The metric in one category, or in each of them; None where any has no value."""
@@ -127,7 +133,7 @@ class EvidenceStore:
                         jackknife={category: table.get(JACKKNIFE) for category, table in samples.items()},
                     )
                 else:
-                    self.reasons[record.id] = "it was run without intervals; --force runs it again"
+                    self.reasons[record.id] = f"it was run without intervals; {ADDED_BY}"
         return self._found[record.id]
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from inpbench.harness.console import harmless
 from inpbench.harness.errors import UsageError, did_you_mean
+from inpbench.harness.spreadsheet import as_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -128,10 +129,8 @@ def _csv_field(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        return "; ".join(map(str, value))
-    text = str(value)
-    # A spreadsheet would run a text that starts like a formula.
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+        return as_text("; ".join(map(str, value)))
+    return as_text(str(value)) if isinstance(value, str) else str(value)
 
 
 # --- for people -----------------------------------------------------------------------------------------------------

@@ -13,20 +13,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inpbench.harness import params as parameters
-from inpbench.harness.api import Context, MethodInfo, Sample, WeightSpec
+from inpbench.harness.api import Alone, Context, MethodInfo, Ranks, WeightSpec
 from inpbench.harness.registry import METHODS, resolve
 from inpbench.harness.settings import SETTINGS, Setting
+from inpbench.harness.stripes import Stripes
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 TOLERANCE = 1e-4  # relative, float32: batch of 1 against batch of 4
+SPREAD_TOLERANCE = 1e-3  # relative, float32: one process against two, which add in another order (ours: 1e-7)
 
 
 class NoWeights:
@@ -79,74 +80,6 @@ class StoppedError(Exception):
     """Stands for kill -9 in a check."""
 
 
-@dataclass
-class Stripes:
-    """A training set in memory: oblique stripes with a little noise, two categories. Implements `harness.api.TrainingSet`.
-
-    anomalies: every fifth image has a spot and label 1. numbers: which images, where they are not the first `count`.
-    """
-
-    size: tuple[int, int]
-    count: int
-    dtype: torch.dtype
-    samples: Sequence[Sample] = field(default_factory=list)
-    categories: Sequence[str] = ("fine", "coarse")  # even and odd numbers
-    anomalies: bool = False
-    numbers: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        self.numbers = self.numbers or range(self.count)
-        self.samples = [Sample(f"{i:03d}.png", self.categories[i % 2], "train", self._label(i)) for i in self.numbers]
-        self.categories = [category for category in self.categories if any(s.category == category for s in self.samples)]
-
-    def _label(self, number: int) -> int:
-        return int(self.anomalies and number % 5 == 4)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def image(self, index: int, spot: bool = False) -> Tensor:
-        """Image (3, H, W), normalised scale; `spot` plants a bright square."""
-        import torch
-
-        height, width = self.size
-        rows = torch.arange(height, dtype=torch.float64)[:, None]
-        columns = torch.arange(width, dtype=torch.float64)[None, :]
-        generator = torch.Generator().manual_seed(index)
-        period = 9.0 if index % 2 == 0 else 23.0
-        image = torch.sin((rows + 0.7 * columns + 3.0 * index) * (6.2831853 / period)).expand(3, -1, -1).clone()
-        image += 0.1 * torch.randn(3, height, width, generator=generator, dtype=torch.float64)
-        if spot:
-            image[:, height // 3 : height // 2, width // 3 : width // 2] = 3.0
-        return image.to(self.dtype)
-
-    def batch(self, indices: Sequence[int]) -> Tensor:
-        """Images (B, 3, H, W)."""
-        import torch
-
-        return torch.stack([self._of(index) for index in indices])
-
-    def _of(self, index: int) -> Tensor:
-        number = int(self.numbers[index])
-        return self.image(number, spot=self._label(number) == 1)
-
-    def masks(self, indices: Sequence[int]) -> Tensor:
-        """The spots of anomalous images: (B, H, W) bool."""
-        import torch
-
-        height, width = self.size
-        masks = torch.zeros(len(indices), height, width, dtype=torch.bool)
-        spotted = torch.tensor([self.samples[int(index)].label == 1 for index in indices], dtype=torch.bool)
-        masks[spotted, height // 3 : height // 2, width // 3 : width // 2] = True
-        return masks
-
-    def pixels(self, indices: Sequence[int]) -> Tensor:
-        """The images as bytes: (B, 3, h, w) uint8; nothing is cropped here, so at the same size."""
-        import torch
-
-        return self.batch(indices).mul(32).add(128).clamp(0, 255).to(torch.uint8)
-
-
 def _shots(setting: Setting) -> int:
     return setting.shots[0] if setting.shots else 0
 
@@ -161,7 +94,9 @@ class Bench:
         self.setting = SETTINGS["multi_class" if "multi_class" in usable or not usable else usable[0]]
         self.params = parameters.build(info.name, info.params, info.presets.get("smoke", {}), encoder)
 
-    def make(self, *, seed: int = 1, snapshots: MemorySnapshots | None = None, setting: Setting | None = None) -> Any:
+    def make(
+        self, *, seed: int = 1, snapshots: MemorySnapshots | None = None, setting: Setting | None = None, ranks: Ranks | None = None
+    ) -> Any:
         """A fresh, untrained method."""
         import torch
 
@@ -178,6 +113,7 @@ class Bench:
             snapshots=snapshots or MemorySnapshots(),
             progress=lambda done, total, text="", **numbers: None,
             shots=_shots(setting),
+            ranks=ranks or Alone(),
         )
         return resolve(self.info.target)(self.params, context)
 
@@ -345,6 +281,31 @@ def check_settings(bench: Bench) -> None:
         assert torch.isfinite(prediction.amap).all(), f"{setting.name}: amap has NaN or infinite values"
 
 
+def check_parallel(bench: Bench) -> None:
+    """A method that is called parallel learns the same in each of two processes, what it learns in one, and parts the work."""
+    import torch
+
+    if not bench.info.parallel:
+        return
+    from inpbench.harness.ranks_in_turn import OutOfStepError, in_turn
+
+    learners = [SETTINGS[name] for name in SETTINGS if name in bench.info.settings - bench.info.untrained]
+    assert learners, "it is called parallel, and learns from no image in any setting"
+    setting = bench.setting if bench.setting in learners else learners[0]
+    try:
+        (first, calls), (second, _) = in_turn(lambda ranks: (bench.fitted(setting=setting, ranks=ranks), ranks.calls))
+    except OutOfStepError as error:
+        raise AssertionError(f"fit() of two processes is out of step: {error}") from error
+    assert calls, "it is called parallel, and fit() never calls ctx.ranks: every process would do all of the work"
+    one, other = first.state(), second.state()
+    both = one.keys() & other.keys()
+    apart = (one.keys() ^ other.keys()) | {key for key in both if not torch.equal(one[key], other[key])}
+    assert not apart, f"two processes end with different {min(apart)}"
+    alone, found = bench.fitted(setting=setting).predict(bench.images()).amap, first.predict(bench.images()).amap
+    worst = ((alone - found).abs().max() / alone.abs().max().clamp_min(1e-12)).item()
+    assert worst <= SPREAD_TOLERANCE, f"maps of two processes differ by {worst:.2e} (relative) from those of one"
+
+
 def check_trace(bench: Bench) -> None:
     """Training and predicting leave torch as it was: gradients, default dtype and device, precision, determinism, threads."""
     before = _torch_state()
@@ -398,6 +359,7 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
     check_category,
     check_settings,
     check_selection,
+    check_parallel,
 )
 
 

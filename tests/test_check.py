@@ -119,6 +119,8 @@ OTHER_PROTOCOL = {
     "scoring": record().identity["scoring"] | {"version": 2},
     "metrics": {"suite": 2, "variant": "exact"},
     "weights": {"dinov2reg_vit_base_14": "sha256:0"},
+    "prompts": {"bottle": "sha256:0"},
+    "eval_batch": 8,
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from commands import TINY, bench
 from methodkit import make_context
 
+from inpbench.harness.marks import CLAIMED
 from inpbench.methods.dinomaly import DinomalyParams
 from inpbench.methods.dinomaly.method import Dinomaly
 from inpbench.methods.inp_former import InpFormerParams
@@ -40,6 +41,30 @@ def test_a_single_class_model_comes_back(results: Path, tmp_path: Path, monkeypa
     assert official["metrics"]["mean"] == pytest.approx(own["metrics"]["categories"]["nut"], abs=1e-6)
     several = bench(*command, tmp_path / "none", "--checkpoint", file)
     assert several.code == 2 and "--categories weave" in several.err and not (tmp_path / "none").exists()
+
+
+def test_what_a_checkpoint_was_trained_on_is_said_to_be_its_users_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*INP, *TINY, "-s", "cross_class", "--results"]
+    assert bench(*command, tmp_path / "own").code == 0
+    (own,) = records(tmp_path / "own")
+    file = tmp_path / "model.pth"
+    exported = bench(
+        "export", own["id"], "--format", "official", "--model", "objects", "--out", file, "--results", tmp_path / "own"
+    )
+    assert exported.code == 0, exported.err
+    monkeypatch.setattr(InpFormer, "fit", lambda *_: pytest.fail("trained"))
+    outcome = bench(*command, tmp_path / "official", "--checkpoint", file, "--categories", "weave")
+    assert outcome.code == 0 and CLAIMED in " ".join(outcome.out.split()), outcome.err
+    (official,) = records(tmp_path / "official")
+    assert official["metrics"]["mean"] == pytest.approx(own["metrics"]["categories"]["weave"], abs=1e-6)
+    assert CLAIMED in official["marks"] and CLAIMED not in own["marks"] and own["notes"] == []
+    (note,) = official["notes"]
+    assert note == "the checkpoint is taken at its user's word to have learned from the objects of synthetic alone"
+    official["marks"].remove(CLAIMED)  # a record of before the mark
+    (path,) = (tmp_path / "official").glob("*/*/*/*.json")
+    path.write_text(json.dumps(official), encoding="utf-8")
+    for form in ("markdown", "json"):
+        assert CLAIMED in bench("leaderboard", "--results", tmp_path / "official", "--format", form).out
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

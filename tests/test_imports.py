@@ -17,7 +17,7 @@ HEAVY |= {"anomalib", "lightning"}
 # Files that work on tensors or pixels: the only ones of the bench that import torch or PIL at the top.
 TENSOR_FILES = {
     *("cost", "draws", "evaluation", "export_files", "export_graph", "images", "loading", "map_sheet", "pixels"),
-    *("predictor", "references", "rescore", "runner", "scoring", "scratch", "training"),
+    *("predictor", "ranks_in_turn", "references", "rescore", "runner", "scoring", "scratch", "training"),
 }
 
 

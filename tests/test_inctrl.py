@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import trees
 from commands import bench
 from golden_clip import References
 from golden_inctrl import official
@@ -248,7 +249,6 @@ def test_a_kept_model_knows_its_prompts() -> None:
 
 def test_from_the_command_line(tmp_path: Path) -> None:
     """Trained on one drawn set with its anomalies, shown two normal images of each category of a folder, tested there."""
-    import trees
 
     root = trees.mvtec(tmp_path / "data")
     done = bench(
@@ -259,3 +259,20 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     )
     assert done.code == 0, done.err
     assert list((tmp_path / "results").rglob("*.models/*.safetensors"))
+
+
+def test_the_batch_is_a_part_of_what_was_measured_where_scores_depend_on_it(tmp_path: Path) -> None:
+    command = [
+        *("run", "--methods", "inctrl", "--setting", "generalist", "--shots", "2", "--preset", "smoke", "--weights", "random"),
+        *("--dataset", "folder", "--data-root", trees.mvtec(tmp_path / "data"), "--source", "synthetic", "--limit", "4"),
+        *("--set", "synthetic.size=64", "--set", "synthetic.train=4", "--results", tmp_path / "results", "--dry-run", "--json"),
+    ]
+
+    def ids(*more: str) -> list[str]:
+        found = [bench(*command, *more, "--eval-batch", size).json()["cells"] for size in (8, 16)]
+        return [cell["id"] for (cell,) in found]
+
+    one, other = ids("--set", "inctrl.test_residuals=official")
+    assert one and one != other
+    one, other = ids()
+    assert one and one == other

@@ -195,8 +195,12 @@ def test_json_and_csv_keep_every_bit():
 
 
 def test_csv_runs_no_formula():
-    table = Table("t", [], [], [], data=[{"name": "=1+1", "x": -0.5}])
-    assert render([table], "csv") == "name,x\n'=1+1,-0.5"
+    table = Table("t", [], [], [], data=[{"name": "=1+1", "x": -0.5, "categories": ["@A1", "nut"], "n": -3}])
+    assert render([table], "csv") == "name,x,categories,n\n'=1+1,-0.5,'@A1; nut,-3"
+    for start in ("=", "+", "-", "@", "\t", "\r=", "\n", "＝", " ="):
+        named = Table("t", [], [], [], data=[{"name": f"{start}cmd()"}])
+        [_, [shown]] = csv.reader(io.StringIO(render([named], "csv"), newline=""))
+        assert shown == f"'{start}cmd()".replace("\r", " ")
 
 
 def test_markdown_is_a_table_and_escapes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -292,6 +293,42 @@ def test_a_broken_cache_is_made_again(root: Path, cache: Path) -> None:
     for path in cache.glob("*.json"):
         path.write_text("{")
     torch.testing.assert_close(training(opened(MVTEC_AD, root)).batch([0]), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("damage", ["zeros", "rows changed places", "another file"])
+def test_a_damaged_cache_is_noticed(root: Path, cache: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    expected = training(opened(MVTEC_AD, root)).batch(range(8))
+    one, other = sorted(cache.glob("*.u8"))
+    content, row = one.read_bytes(), 3 * 28 * 28
+    assert len(content) == len(other.read_bytes()) == 4 * row
+    if damage == "another file":
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+    else:
+        exchanged = content[row : 2 * row] + content[:row] + content[2 * row :]
+        one.write_bytes(bytes(40) + content[40:] if damage == "zeros" else exchanged)
+    assert torch.equal(training(opened(MVTEC_AD, root)).batch(range(8)), expected)
+    assert "are damaged" in caplog.text
+    caplog.clear()
+    assert torch.equal(training(opened(MVTEC_AD, root)).batch(range(8)), expected)  # made again
+    assert "are damaged" not in caplog.text and one.read_bytes() == content
+
+
+def test_a_damaged_cached_mask_is_noticed(root: Path, cache: Path) -> None:
+    expected = [batch.masks for batch in batches(opened(MVTEC_AD, root), "bottle")]
+    for path in cache.glob("*.u8"):
+        if path.stat().st_size % (3 * 28 * 28):
+            path.write_bytes(bytes(path.stat().st_size))
+    found = [batch.masks for batch in batches(opened(MVTEC_AD, root), "bottle")]
+    assert any(masks.any() for masks in expected) and all(map(torch.equal, found, expected))
+
+
+def test_a_cache_without_checksums_is_made_again(root: Path, cache: Path) -> None:
+    expected = training(opened(MVTEC_AD, root)).batch([0])
+    for path in cache.glob("*.json"):
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "checks"}))
+        path.with_suffix(".u8").write_bytes(bytes(path.with_suffix(".u8").stat().st_size))
+    assert torch.equal(training(opened(MVTEC_AD, root)).batch([0]), expected)
 
 
 def test_what_a_killed_writer_left_is_removed(root: Path, cache: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from inpbench.harness import testing
 from inpbench.harness.api import MethodInfo, Prediction, Preprocess
+from inpbench.harness.ranks_in_turn import in_turn
 from inpbench.harness.registry import METHODS
 from inpbench.methods import BUILTIN
 
@@ -122,6 +123,39 @@ class Mixing(Told):
         super().enter("any", references)
 
 
+class Spread(Good):
+    """The mean of all images, each process adding its own."""
+
+    def __init__(self, params: Any, ctx: Any) -> None:
+        super().__init__(params, ctx)
+        self.ranks = ctx.ranks
+
+    def fit(self, train: Any) -> None:
+        noise = 1e-9 * torch.randn(3, 32, 32)  # of generators that every process has for itself
+        self.mean = self.ranks.sum_(train.batch(self.mine(train)).sum(0)) / len(train) + noise
+
+    def mine(self, train: Any) -> range:
+        return range(self.ranks.rank, len(train), self.ranks.size)
+
+
+class OwnPart(Spread):
+    def fit(self, train: Any) -> None:
+        self.ranks.sum_(torch.zeros(1))
+        self.mean = train.batch(self.mine(train)).mean(0)
+
+
+class CountedTwice(Spread):
+    def mine(self, train: Any) -> range:
+        return range(len(train))
+
+
+class OutOfStep(Spread):
+    def fit(self, train: Any) -> None:
+        super().fit(train)
+        if self.ranks.rank == 0:
+            self.ranks.sum_(torch.zeros(1))
+
+
 @pytest.fixture
 def undone() -> Iterator[None]:
     yield
@@ -173,6 +207,52 @@ def test_kit_enters_categories(kind: type, caught: str | None, monkeypatch: pyte
         assert kind is Good, "it says that it is told the category, and has no `enter`"
         return
     assert (caught in failed) if caught else not failed
+
+
+@pytest.mark.usefixtures("undone")
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Spread, ""),
+        (Good, "never calls ctx.ranks"),
+        (OwnPart, "two processes end with different mean"),
+        (CountedTwice, "differ by .* from those of one"),
+        (OutOfStep, "out of step: rank 0 waits in a sum_"),
+    ],
+)
+def test_kit_trains_what_is_called_parallel_on_two(kind: type, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_rng_state()
+    assert failed_checks(kind, monkeypatch, parallel=True) == (["parallel"] if why else [])
+    (check,) = (check for check in testing.checks("local") if check.name == "parallel")
+    if why:
+        with pytest.raises(AssertionError, match=why):
+            check()
+    torch.set_rng_state(before)
+
+
+def test_ranks_in_turn_are_processes() -> None:
+    """Generators of their own, rows in rank order, an error of the one that failed first; nothing left behind."""
+
+    def work(ranks: Any) -> tuple[float, list[int]]:
+        torch.manual_seed(5)
+        drawn = torch.rand(1)
+        rows = ranks.gather(torch.full((ranks.rank + 1,), ranks.rank), [1, 2, 3])
+        drawn += torch.rand(1)
+        if ranks.size == 3 and fail and ranks.rank == 1:
+            raise ValueError("lost")
+        return ranks.sum_(drawn).item(), rows.tolist()
+
+    torch.manual_seed(7)
+    before, fail = torch.get_rng_state(), False
+    found = in_turn(work, 3)
+    torch.manual_seed(5)
+    expected = 3 * (torch.rand(1) + torch.rand(1)).item()
+    assert all(value == pytest.approx(expected) and rows == [0, 1, 1, 2, 2, 2] for value, rows in found)
+    torch.manual_seed(7)
+    fail = True
+    with pytest.raises(ValueError, match="lost"):
+        in_turn(work, 3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.usefixtures("undone")

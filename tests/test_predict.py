@@ -19,6 +19,7 @@ from inpbench.harness.errors import DataError, UsageError
 from inpbench.harness.geometry import map_on_image
 from inpbench.harness.image_files import find_images, output_names
 from inpbench.harness.overlays import LEGEND_PX, overlay_picture
+from inpbench.harness.predictions import Row, Run, write_scores
 from inpbench.harness.predictor import Predictor, scoring_of
 from inpbench.harness.thresholds import f1_threshold, parse_rule, quantile_threshold
 from inpbench.harness.tiles import Blend, tile_boxes
@@ -223,6 +224,9 @@ def test_predict_gives_the_scores_of_the_record(trained: tuple[Path, str], tmp_p
     assert (content["colour_scale"]["low"], content["colour_scale"]["high"]) == (min(scores), max(scores))
     rows = list(csv.DictReader((tmp_path / "scores.csv").open()))
     assert [float(row["score"]) for row in rows] == [row["score"] for row in content["images"]]
+    hostile = Run(rows=[Row(image="=cmd().png", status="skipped", score=-1.5)])
+    write_scores(tmp_path, {}, hostile)
+    assert "'=cmd().png,skipped,-1.5" in (tmp_path / "scores.csv").read_text("utf-8"), "a spreadsheet would run it"
 
 
 def test_predict_one_file_as_tiff_with_f1(trained: tuple[Path, str], tmp_path: Path) -> None:

@@ -58,6 +58,26 @@ def test_another_variant_is_the_record_that_a_run_would_have_written(results: Pa
     assert all(np.array_equal(ours[c]["draws"], others[c]["draws"], equal_nan=True) for c in others)
 
 
+@pytest.mark.parametrize("gone", [("jackknife",), ("draws", "jackknife")])
+def test_a_confirmed_record_gets_the_evidence_that_it_lacks(results: Path, gone: tuple[str, ...]) -> None:
+    store = RecordStore(results)
+    [record] = store.all()
+    whole = store.read_samples(record)
+    older = {name: {key: value for key, value in table.items() if key not in gone} for name, table in whole.items()}
+    record.samples = store.write_samples(record.identity, older)
+    store.write(record)
+    before = bench("leaderboard", "--intervals", "--results", results).out
+    assert ("intervals are of draws alone" if len(gone) == 1 else "no interval") in before and "bench rescore RECORD" in before
+    outcome = bench("rescore", record.id, "--results", results)
+    assert outcome.code == 0 and f"{gone[-1]} added" in outcome.err and "all 14 numbers" in outcome.out
+    [again] = store.all()
+    assert again.id == record.id and again.metrics == record.metrics and "from the kept maps" in again.notes[-1]
+    found = store.read_samples(again)
+    assert all(np.array_equal(found[name][key], whole[name][key], equal_nan=True) for name in whole for key in gone)
+    assert "bench rescore" not in bench("leaderboard", "--intervals", "--results", results).out
+    assert "added" not in bench("rescore", record.id, "--results", results).err
+
+
 def test_maps_that_are_missing_broken_or_of_another_run(results: Path) -> None:
     id = only(results)
     folder = next(results.glob("*/*/*/*.maps"))

@@ -78,3 +78,8 @@ def test_inp_former_explains_its_prototypes() -> None:
     for m in range(3):
         torch.testing.assert_close(parts["prototype"][:, m].flatten(1), attention[..., m])
     torch.testing.assert_close(parts["distance"][:, 0], method.zero_shot_map(images))
+
+
+def test_pictures_of_maps_that_are_not_kept_are_refused(tmp_path: Path) -> None:
+    refused = bench("run", "-m", "raw_pixel", *TINY, "--maps-of", "best,2", "--results", tmp_path)
+    assert refused.code == 2 and "--save-maps --maps-of" in refused.err

@@ -330,7 +330,42 @@ def test_two_versions_of_one_data_set_are_not_two(tmp_path: Path) -> None:
         write(store, 0.9, "a", dataset_params={"seed": seed})
         write(store, 0.8, "c", dataset_params={"seed": seed})
     [group] = overall(store.all(), "i_auroc")
-    assert group.datasets == ["toy"]
+    assert group.datasets == ["toy"] and group.described == ["toy, 2 categories (one of 6 tables of it)"]
+
+
+def test_a_trial_on_few_categories_never_stands_for_the_data_set(tmp_path: Path) -> None:
+    """Whatever the order in which the tables come."""
+    for position, (whole, trial) in enumerate(((("x", "y"), ("x",)), (("x", "y"), ("y",)))):
+        store = RecordStore(tmp_path / str(position))
+        for name, value in (("a", 0.9), ("c", 0.8)):
+            write(store, value, name, categories=list(whole), manifest="sha256:b")
+            write(store, value - 0.3, name, categories=list(trial), manifest=f"sha256:{'ac'[position]}")
+        [group] = overall(store.all(), "i_auroc")
+        assert group.scores == {"a": [pytest.approx(0.9)], "c": [pytest.approx(0.8)]}
+        assert group.described == ["toy, 2 categories (one of 2 tables of it)"]
+
+
+def test_methods_that_were_not_run_alike_everywhere_are_left_out_by_name(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    for index in range(6):
+        for name, value in (("a", 0.9), ("b", 0.85), ("c", 0.8)):
+            write(store, value, name, dataset=f"set{index}", method_version=1 + (name == "b" and index == 5))
+        if index:
+            write(store, 0.99, "d", dataset=f"set{index}")
+    [group] = overall(store.all(), "i_auroc")
+    assert set(group.scores) == {"a", "c"} and set(group.left_out) == {"b", "d"}
+    assert any("Left out, not run alike on all of them: " in line for line in overall_table(group, "i_auroc").caption)
+
+
+def test_compare_says_that_nothing_is_common(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    for name in "abcd":
+        write(store, 0.9, name, dataset="one" if name in "ab" else "two")
+    outcome = bench("compare", "--results", tmp_path, "--picture", tmp_path / "ranks.svg")
+    assert outcome.code == 4 and "no two methods were run alike" in outcome.err and "I-AUROC in pairs" in outcome.out
+    assert bench("compare", "--results", tmp_path).code == 0
+    refused = bench("compare", "--results", tmp_path, "--json", "--format", "csv")
+    assert refused.code == 2 and "--json and --format csv" in refused.err
 
 
 def test_bars_join_what_cannot_be_told_apart() -> None:

@@ -86,6 +86,7 @@ def reproduce(
         source=source,
         source_root=source_root,
         checkpoint=checkpoint,
+        eval_batch=eval_batch,
     )
     store = WeightStore(weights, download=download)
     records = _records(request, entries, results_folder(results), store, device, eval_batch, display)

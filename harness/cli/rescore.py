@@ -21,13 +21,15 @@ def rescore(
 ) -> None:
     """Compute the metrics of a record again, without its model and its data; exit 1 where the same maps give other numbers.
 
+    Adds what intervals are made of (bench leaderboard --intervals) to a confirmed record that was run without it.
+
     bench rescore 3f9c1a20
 
     bench rescore 3f9c1a20 --variant paper
     """
     from inpbench.harness.leaderboard import build_tables, render
     from inpbench.harness.records import RecordStore
-    from inpbench.harness.rescore import changes
+    from inpbench.harness.rescore import add_evidence, changes
     from inpbench.harness.rescore import rescore as again
 
     store = RecordStore(results_folder(results))
@@ -47,3 +49,5 @@ def rescore(
         typer.echo(f"record {found.id12}: {len(different)} of {numbers} numbers do not follow from its maps.", err=True)
         raise typer.Exit(EXIT_NEGATIVE)
     typer.echo(f"record {found.id12}: all {numbers} numbers follow from its kept maps.")
+    if added := add_evidence(store, found, new):
+        typer.echo(f"record {found.id12}: {added} added. Type: bench leaderboard --intervals", err=True)

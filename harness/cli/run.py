@@ -51,7 +51,7 @@ def run(
     keep_models: option.KeepModels = True,
     intervals: option.Intervals = True,
     save_maps: option.SaveMaps = False,
-    maps_of: option.MapsOfText = "best,worst,4",
+    maps_of: option.MapsOfText = option.SOME_MAPS,
     results: Results = None,
     force: option.Force = False,
     dry_run: option.DryRun = False,
@@ -93,14 +93,14 @@ def run(
         checkpoint=checkpoint,
         prompts=prompts,
         phase=phase.value,
+        eval_batch=eval_batch,
     )
     options = {
-        "eval_batch": eval_batch,
         "snapshot_every_s": option.seconds(snapshot_every, "--snapshot-every"),
         "pixel_cache": pixel_cache,
         "keep_models": keep_models,
         "intervals": intervals,
-        **_made(weights, download, dry_run, mask_rule.value, maps_of if save_maps else None, force),
+        **_made(weights, download, dry_run, mask_rule.value, option.wanted_maps(maps_of, save_maps), force),
     }
     _begin(request, options, results_folder(results), device, wish, display=display, dry_run=dry_run, json_=json_)
 
@@ -109,7 +109,7 @@ def _begin(request: Request, options: dict[str, Any], folder: Path, device: str,
     """Lead the run, or follow the process of torchrun's team that does."""
     with gather_team() as team:
         begin = _run if team is None or team.rank == 0 else follow_team
-        begin(request, options, folder, Where(device, wish, team), **shown)
+        begin(request, options | {"eval_batch": request.eval_batch}, folder, Where(device, wish, team), **shown)
 
 
 def _made(weights: str | None, download: bool, dry: bool, mask_rule: Any, maps_of: str | None, force: bool) -> dict[str, Any]:

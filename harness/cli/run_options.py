@@ -121,7 +121,10 @@ VariantName = Annotated[Variant, typer.Option("--variant", help="Metric definiti
 MaskRuleName = Annotated[MaskRule, typer.Option("--mask-rule", help="How resized masks become binary.")]
 EngineName = Annotated[Engine, typer.Option("--engine", help="reference trains the originals' way, without caches.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-EvalBatch = Annotated[int, typer.Option("--eval-batch", min=1, max=65536, help="Images tested at once; changes no number.")]
+EvalBatch = Annotated[
+    int,
+    typer.Option("--eval-batch", min=1, max=65536, help="Images tested at once; changes no number (but inctrl's official one)."),
+]
 Strict = Annotated[
     bool,
     typer.Option("--strict/--lenient", help="Stop at the first bad file, or skip it and say so in the record."),
@@ -136,6 +139,7 @@ Intervals = Annotated[
 SaveMaps = Annotated[
     bool, typer.Option("--save-maps", help="Keep every map (npy) and a sheet of pictures a category, beside the record.")
 ]
+SOME_MAPS = "best,worst,4"
 MapsOfText = Annotated[
     str, typer.Option("--maps-of", metavar="best,worst,N", help="Images on a sheet: clearest, most mistaken, N others.")
 ]
@@ -221,6 +225,13 @@ def seconds(value: float, option: str) -> float:
     if not 0 <= value < float("inf"):
         raise UsageError(f"{option} takes seconds, found {value}.", f"Type: {option} 30")
     return value
+
+
+def wanted_maps(maps_of: str, save_maps: bool) -> str | None:
+    """`--maps-of` where maps are kept; raises `UsageError` for one alone."""
+    if maps_of != SOME_MAPS and not save_maps:
+        raise UsageError("--maps-of chooses pictures of kept maps, and none are kept.", f"Type: --save-maps --maps-of {maps_of}")
+    return maps_of if save_maps else None
 
 
 def split_roots(given: list[str], names: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:

@@ -44,6 +44,13 @@ def write_out(text: str, out: Path | None) -> None:
     typer.echo(f"wrote {out}", err=True)
 
 
+def chosen_form(form: Format, as_json: bool) -> str:
+    """The form of the tables. Raises `UsageError` where --json and --format want two."""
+    if as_json and form not in (Format.terminal, Format.json):
+        raise UsageError(f"--json and --format {form.value} are two forms.", f"Type one of them: --format {form.value}")
+    return "json" if as_json else form.value
+
+
 def chosen_records(dataset: str, setting: str, methods: str) -> dict[str, list[str]]:
     """The filters of `RecordStore.all` for what was named."""
     named = (("dataset", dataset), ("setting", setting), ("method", methods))
@@ -77,6 +84,7 @@ def leaderboard(
         raise UsageError(
             "--cost is a table of its own: it has no metrics.", "Leave --reported, --intervals, --metrics and --by out."
         )
+    form = chosen_form(format_, json_)
     store = RecordStore(results_folder(results))
     listing = store.all(**chosen_records(dataset, setting, methods))
     for warning in listing.warnings:
@@ -89,7 +97,7 @@ def leaderboard(
             f"No record in {store.folder} fits.",
             "Type: bench run --methods inp_former --dataset synthetic --encoder builtin --preset demo",
         )
-    write_out(render(tables, "json" if json_ else format_.value), out)
+    write_out(render(tables, form), out)
 
 
 def compare(
@@ -113,6 +121,7 @@ def compare(
     from inpbench.harness.statistics import EvidenceStore, across, mean_ranks
     from inpbench.harness.tables import render
 
+    form = chosen_form(format_, json_)
     store = RecordStore(results_folder(results))
     listing = store.all(**chosen_records(dataset, setting, methods))
     for warning in listing.warnings:
@@ -124,8 +133,14 @@ def compare(
             "Type: bench run --methods inp_former,dinomaly --dataset synthetic --encoder builtin --preset demo",
         )
     groups = overall(listing, metric)
-    tables += [overall_table(group, metric) for group in groups if len(group.datasets) > 1]
-    write_out(render(tables, "json" if json_ else format_.value), out)
+    over = [overall_table(group, metric) for group in groups if len(group.datasets) > 1]
+    if not over and len({table.protocol["dataset"] for table in tables}) > 1:
+        typer.echo("Nothing is said over data sets: no two methods were run alike on all of them.", err=True)
+    write_out(render([*tables, *over], form), out)
+    if picture is not None and not groups:
+        raise NothingError(
+            "There are no mean ranks to draw: no two methods were run alike on all data sets.", "Name some: --dataset A,B"
+        )
     if picture is not None:
         largest = max(groups, key=lambda group: len(group.datasets))
         title = f"Mean rank by {metric} over {len(largest.datasets)} data sets ({largest.title})"

@@ -37,6 +37,11 @@ class InCtrlParams(ClipParams):
         """The shorter side to the network's, centre crop, then RGB."""
         return clip_preprocess(self.architecture, squash=False, own_mode=True)
 
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether a score depends on the images of its batch: then --eval-batch is a part of the record's identity."""
+        return self.test_residuals == "official"
+
     def check(self) -> None:
         """Raise `UsageError` for values that do not go together."""
         super().check()
