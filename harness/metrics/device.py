@@ -20,8 +20,8 @@ from torch import Tensor
 from inpbench.harness.metrics import AUPRO_LIMIT, MetricValues
 from inpbench.harness.metrics.curve import ROUNDING, Area
 from inpbench.harness.metrics.keys import ordered_keys
-from inpbench.harness.metrics.pixel import PixelMetrics, values_from
 from inpbench.harness.metrics.memory import sent
+from inpbench.harness.metrics.pixel import PixelMetrics, values_from
 
 ROW = 512  # numbers added up in a row, whose order is fixed; a long cumulative sum may take another order each time
 
