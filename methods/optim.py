@@ -2,7 +2,8 @@
 
     p *= 1 - lr wd;  m, v <- moments;  vmax <- max(vmax, v);  den = sqrt(vmax) / sqrt(1 - b2^k) + eps
     r = max(1, rms(g / den) / clip_threshold), a tensor each, of the gradient and not of m;  p -= lr / (1 - b1^k) / r * m / den
-All tensors of a group are updated together (torch._foreach); nothing waits for the device.
+All tensors of a group are updated together (torch._foreach), or with `foreach=False` one after another, as the originals' loop
+over tensors does; equal up to rounding. Nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ class StableAdamW(Optimizer):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         clip_threshold: float = 1.0,
+        foreach: bool = True,
         compiled: CompiledUpdate | None = None,
     ) -> None:
-        """compiled: what updates a group instead, where it can; see there."""
+        """foreach: all tensors together. compiled: what updates a group instead, where it can; see there."""
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if value < 0.0:
                 raise ValueError(f"{name} must be at least 0, found {value}")
@@ -52,6 +54,7 @@ class StableAdamW(Optimizer):
             "clip_threshold": clip_threshold,
         }
         super().__init__(params, defaults)
+        self._foreach = foreach
         self._compiled = compiled
         self.divisors: list[Tensor] = []  # r of each updated tensor at the last step, in order: for tests and diagnosis
 
@@ -66,7 +69,7 @@ class StableAdamW(Optimizer):
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if params:
-                self._update(params, group)
+                (self._update if self._foreach else self._update_in_turn)(params, group)
         return loss
 
     def _moments(self, params: list[Tensor], amsgrad: bool) -> list[dict[str, Any]]:
@@ -122,3 +125,20 @@ class StableAdamW(Optimizer):
         ]
         torch._foreach_mul_(denominators, list(torch._foreach_mul(divisors, sizes)))
         torch._foreach_addcdiv_(params, means, denominators)
+
+    def _update_in_turn(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """The equations as they stand, tensor by tensor."""
+        lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
+        for param, state in zip(params, self._moments(params, group["amsgrad"]), strict=True):
+            grad, mean, square, step = param.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]
+            assert grad is not None
+            param.mul_(1.0 - lr * group["weight_decay"])
+            mean.mul_(beta1).add_(grad, alpha=1.0 - beta1)
+            square.mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
+            if group["amsgrad"]:
+                square = torch.maximum(state["max_exp_avg_sq"], square, out=state["max_exp_avg_sq"])
+            denominator = square.sqrt().div_(math.sqrt(1.0 - beta2**step)).add_(eps)
+            rms = (grad / denominator).norm() / math.sqrt(grad.numel())
+            divisor = (rms / group["clip_threshold"]).clamp_min(1.0)
+            self.divisors.append(divisor)
+            param.addcdiv_(mean, denominator.mul_(divisor), value=-lr / (1.0 - beta1**step))

@@ -148,6 +148,7 @@ class ReconstructionMethod(ABC):
             weight_decay=params.weight_decay,
             eps=params.eps,
             amsgrad=True,
+            foreach=self.ctx.engine == "fast",
             compiled=CompiledUpdate() if compiles(self.ctx) else None,
         )
 

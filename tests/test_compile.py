@@ -43,10 +43,11 @@ class NothingWaits(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decoder in factors, heads and MLPs by themselves, as on CUDA."""
+    """The decoder in factors, heads, MLPs and dropout by themselves, as on CUDA."""
     monkeypatch.setattr("inpbench.methods.inp_former.model.pays", lambda *_: True)
     monkeypatch.setattr("inpbench.methods.narrow_heads.pays", lambda *_: False)
     monkeypatch.setattr("inpbench.methods.narrow_mlp.pays", lambda *_: False)
+    monkeypatch.setattr("inpbench.methods.fast_dropout.pays", lambda *_: False)
 
 
 def build(name: str, **changes: str) -> Any:
@@ -113,6 +114,8 @@ def test_nothing_is_compiled_twice(name: str, monkeypatch: pytest.MonkeyPatch) -
         return int(counters["stats"]["unique_graphs"])
 
     assert round_trip() == 6  # encoder and network, in training and in testing; the optimiser's two passes
+    assert round_trip() == 6
+    method = build(name)  # the model of another category
     assert round_trip() == 6
     assert not counters["graph_break"] and method._layers._compiled is not None
     torch._dynamo.reset()

@@ -43,13 +43,14 @@ def reference(
 
 @pytest.mark.parametrize("amsgrad", [True, False])
 @pytest.mark.parametrize("clip", [1.0, 0.3])
-def test_several_tensors_against_the_reference(amsgrad: bool, clip: float) -> None:
+@pytest.mark.parametrize("foreach", [True, False])
+def test_several_tensors_against_the_reference(amsgrad: bool, clip: float, foreach: bool) -> None:
     state = np.random.RandomState(3)
     shapes = [(3, 4), (5,), (1,), (2, 1, 2)]
     starts = [state.standard_normal(shape) for shape in shapes]
     gradients = [[scale * state.standard_normal(shape) for shape in shapes] for scale in (1.0, 50.0, 0.01, 1.0, 3.0)]
     tensors = [torch.from_numpy(start.copy()).requires_grad_() for start in starts]
-    optimiser = StableAdamW(tensors, 0.05, (0.8, 0.95), 1e-8, 0.1, amsgrad, clip)
+    optimiser = StableAdamW(tensors, 0.05, (0.8, 0.95), 1e-8, 0.1, amsgrad, clip, foreach)
     for row in gradients:
         for tensor, gradient in zip(tensors, row, strict=True):
             tensor.grad = torch.from_numpy(gradient)
