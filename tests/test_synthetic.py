@@ -51,6 +51,21 @@ def test_same_seed_same_bytes_whatever_else_is_drawn(tree: Path, tmp_path: Path)
     assert all(more[name] == first[name] for name in common)
 
 
+def test_a_version_is_one_way_of_drawing(tree: Path) -> None:
+    """A set once drawn stays in the cache, and a record names its version: who changes the drawing raises the version.
+
+    Mean grey of the test images and share of the masks, not bytes: other releases of the packages may round differently.
+    """
+    assert SYNTHETIC.version == 1
+    known = {"weave": (96.32, 3.637), "wood": (129.21, 2.402), "tile": (116.7, 1.866), "nut": (70.58, 1.910)}
+    known |= {"capsule": (184.11, 2.218), "board": (64.31, 1.589)}
+    for category, (grey, share) in known.items():
+        images = [np.asarray(Image.open(path).convert("L"), float).mean() for path in (tree / category / "test").rglob("*.png")]
+        masks = [(np.asarray(Image.open(path)) > 127).mean() for path in (tree / category / "ground_truth").rglob("*.png")]
+        assert np.mean(images) == pytest.approx(grey, abs=0.5), category
+        assert 100 * np.mean(masks) == pytest.approx(share, abs=0.05), category
+
+
 def test_no_two_images_are_equal(tree: Path) -> None:
     images = {name: value for name, value in _hashes(tree).items() if "ground_truth" not in name}
     assert len(set(images.values())) == len(images)
