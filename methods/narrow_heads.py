@@ -20,10 +20,11 @@ _EPS = 1e-12  # every norm is at least this, as in `F.normalize`
 
 
 def pays(x: Tensor, heads: int) -> bool:
-    """Whether to use this module for tokens (B, N, D): gradients on a CPU, heads of at most 16 channels."""
+    """Whether to use this module for tokens (B, N, D): gradients on a CPU, heads of at most 16 channels; B is 0 on some ranks."""
     return (
         torch.is_grad_enabled()
         and x.device.type == "cpu"
+        and len(x) > 0
         and x.shape[-1] <= WIDEST * heads
         and not torch.is_autocast_enabled("cpu")
     )

@@ -221,7 +221,7 @@ def test_runs_export_test_and_predict(results: Path, tmp_path: Path, monkeypatch
     assert official["metrics"]["mean"] == own["metrics"]["mean"]
     assert official["identity"]["weights"]["tf_efficientnet_b6"] == "in the checkpoint"
     assert official["identity"]["weights"]["vqkd_clip"].startswith("sha256:"), "no checkpoint holds the tokenizer"
-    assert official["marks"] == ["told the category of each test image"]
+    assert official["marks"] == ["told the category of each test image", "a checkpoint: what it was trained on is its user's word"]
 
     photos = tmp_path / "photos"
     photos.mkdir()
