@@ -61,12 +61,12 @@ def count(chunks: Sequence[Tensor], targets: Ints, extremes: tuple[float, float]
         pieces = split(chunks)
         threads = min(run.threads, len(pieces))
         shares = run(lambda first: find(pieces[first::threads], grid, sought), range(threads))
-    above, equal = (sum(parts[1:], parts[0]) for parts in ([one.above for one in shares], [one.equal for one in shares]))
-    histogram = sum((one.histogram.long() for one in shares[1:]), shares[0].histogram.long())
-    histogram[grid.wanted] = 0
-    upto_bin = histogram.cumsum(0)  # pixels in unwanted bins up to each
-    at = torch.from_numpy((targets >> grid.shift) - grid.base).to(device)
-    above += (upto_bin[-1] - upto_bin.index_select(0, at)).cpu().numpy()
+        above, equal = (sum(parts[1:], parts[0]) for parts in ([one.above for one in shares], [one.equal for one in shares]))
+        histogram = sum((one.histogram.long() for one in shares[1:]), shares[0].histogram.long())
+        histogram[grid.wanted] = 0
+        upto_bin = histogram.cumsum(0)  # pixels in unwanted bins up to each
+        at = torch.from_numpy((targets >> grid.shift) - grid.base).to(device)
+        above += (upto_bin[-1] - upto_bin.index_select(0, at)).cpu().numpy()
     return above, equal
 
 
@@ -92,15 +92,14 @@ def split(chunks: Sequence[Tensor]) -> list[Tensor]:
 
 def find_by_loops(pieces: Sequence[Tensor], grid: Grid, targets: NDArray[Any]) -> Share:
     """Pieces (n,) each, targets (T,) keys of the same width -> what they say, by compiled loops."""
-    kind: Any = np.int32 if sum(piece.numel() for piece in pieces) <= np.iinfo(np.int32).max else np.int64
+    size = sum(piece.numel() for piece in pieces)
+    kind: Any = np.int32 if size <= np.iinfo(np.int32).max else np.int64
     histogram = np.where(grid.wanted.numpy(), np.iinfo(kind).min, kind(0))
-    buffer = np.empty(max(piece.numel() for piece in pieces) + 1, targets.dtype)
-    parts = []
+    near, used = np.empty(size + 1, targets.dtype), 0  # most of it is never touched, and takes no memory
     for piece in pieces:
-        used = loops.look(keys_in(piece, grid).numpy(), grid.shift, grid.base, histogram, buffer)
-        parts.append(buffer[:used].copy())
+        used += loops.look(keys_in(piece, grid).numpy(), grid.shift, grid.base, histogram, near[used:])
     histogram &= np.iinfo(kind).max
-    return Share(torch.from_numpy(histogram), *compare(np.concatenate(parts), histogram, targets, grid))
+    return Share(torch.from_numpy(histogram), *compare(near[:used], histogram, targets, grid))
 
 
 def compare(near: NDArray[Any], histogram: NDArray[Any], targets: NDArray[Any], grid: Grid) -> tuple[Ints, Ints]:

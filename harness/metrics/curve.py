@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from inpbench.harness.metrics import AUPRO_LIMIT
 from inpbench.harness.metrics.keys import Ints
 
+Reals = NDArray[np.float64]
 ROUNDING = 1e-12  # what float64 sums may be off by; the bound of a value from resolved groups
 
 
@@ -30,7 +31,7 @@ class Groups(NamedTuple):
     above: Ints  # (K,) normal pixels strictly above the group
     normal: Ints  # (K,) normal pixels in it
     anomalous: Ints  # (K,) anomalous pixels in it
-    share: NDArray[np.float64]  # (K,) sum over its anomalous pixels of 1 / area of their region
+    share: Reals  # (K,) sum over its anomalous pixels of 1 / area of their region
     width: int = 1  # how many different keys a group can hold; 1: its scores are equal
 
 
@@ -60,12 +61,13 @@ class Walk:
         if not groups.key.size:
             return
         anomalous = groups.anomalous
-        p, n, fp0, share = anomalous, groups.normal, groups.above, groups.share
+        counts, share = (anomalous, groups.normal, groups.above), groups.share
         pairs = anomalous > 0
         if not pairs.all():
-            p, n, fp0, share = p[pairs], n[pairs], fp0[pairs], share[pairs]
-        if not p.size:
+            counts, share = (anomalous[pairs], groups.normal[pairs], groups.above[pairs]), share[pairs]
+        if not share.size:
             return
+        p, n, fp0 = (part.astype(np.float64) for part in counts)  # exact, and every operation below is one of floats
         width = groups.width
         tp1 = self._tp + np.cumsum(p)
         fp1 = fp0 + n
@@ -75,13 +77,13 @@ class Walk:
             self._overlap(share, n, fp0, width)
         self._tp, self._fp = int(tp1[-1]), int(fp1[-1])
 
-    def _rank(self, p: Ints, n: Ints, fp0: Ints, width: int) -> None:
+    def _rank(self, p: Reals, n: Reals, fp0: Reals, width: int) -> None:
         """AUROC: in a group of unequal scores each of the p n pairs counts one half instead of 0 or 1."""
         self._auroc += float(np.sum(p * (self.normal - fp0 - n / 2)))
         if width > 1:
             self._auroc_error += float(np.sum(p * (n / 2)))
 
-    def _precision(self, p: Ints, n: Ints, tp1: Ints, fp0: Ints, width: int) -> None:
+    def _precision(self, p: Reals, n: Reals, tp1: Reals, fp0: Reals, width: int) -> None:
         """AP and F1max.
 
         AP of a group of unequal scores is least when every normal pixel comes first and the anomalous ones follow one by one (at
@@ -100,14 +102,14 @@ class Walk:
         self._f1 = max(self._f1, reached)
         self._f1_most = max(self._f1_most, reached if width == 1 else float(np.max(self._f1_of(tp1, fp0))))
 
-    def _f1_of(self, tp: Ints, fp: Ints) -> NDArray[np.float64]:
+    def _f1_of(self, tp: Reals, fp: Reals) -> Reals:
         """F1 of thresholds that find `tp` anomalous pixels and `fp` normal ones."""
         if not self.epsilon:
             return 2.0 * tp / (self.anomalous + tp + fp)
         precision, recall = tp / (tp + fp), tp / self.anomalous
         return 2.0 * precision * recall / (precision + recall + self.epsilon)
 
-    def _overlap(self, share: NDArray[np.float64], n: Ints, fp0: Ints, width: int) -> None:
+    def _overlap(self, share: Reals, n: Reals, fp0: Reals, width: int) -> None:
         """AUPRO: a level stretch up to each group, then its chord, both cut at the limit; the true curve is in the chord's box."""
         pro1 = self._pro + np.cumsum(share)
         pro0 = np.concatenate(([self._pro], pro1[:-1]))
