@@ -21,8 +21,13 @@ Buffers = list[tuple[Tensor, Tensor]]
 
 def pays(x: Tensor) -> bool:
     """Whether to use this module for tokens (B, N, D): gradients on a CPU, at most 256 channels; B is 0 on some ranks."""
-    narrow = len(x) > 0 and x.shape[-1] <= WIDEST
-    return torch.is_grad_enabled() and x.device.type == "cpu" and narrow and not torch.is_autocast_enabled("cpu")
+    return (
+        torch.is_grad_enabled()  # first: an exporter, which asks without gradients, is not to learn the size of its batch
+        and x.device.type == "cpu"
+        and len(x) > 0
+        and x.shape[-1] <= WIDEST
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def mlp(x: Tensor, first: nn.Linear, second: nn.Linear, free: Buffers) -> Tensor:
