@@ -33,6 +33,7 @@ _PACKAGES = (
     "pillow",
     "safetensors",
     "anomalib",
+    "numba",
 )
 _SECRET_NAME = re.compile(r"token|secret|passw|api[-_]?key|credential|authori[sz]ation", re.IGNORECASE)
 _URL_LOGIN = re.compile(r"([a-z][a-z0-9+.-]*://)[^/@\s]+@", re.IGNORECASE)
