@@ -115,7 +115,8 @@ def test_nothing_is_compiled_twice(name: str, monkeypatch: pytest.MonkeyPatch) -
 
     assert round_trip() == 6  # encoder and network, in training and in testing; the optimiser's two passes
     assert round_trip() == 6
-    method = build(name)  # the model of another category
-    assert round_trip() == 6
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5):  # older torch knows a module by its address
+        method = build(name)  # the model of another category
+        assert round_trip() == 6
     assert not counters["graph_break"] and method._layers._compiled is not None
     torch._dynamo.reset()

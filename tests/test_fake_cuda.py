@@ -56,6 +56,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one: tests/test_gpu.py")
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11), reason="older torch pretends no GPU where there is none"
+)
 @pytest.mark.parametrize(("name", "engine"), [("inp_former", "fast"), ("dinomaly", "fast"), ("dinomaly", "reference")])
 def test_nothing_mixes_devices(name: str, engine: str, device: torch.device) -> None:
     info, context = METHODS.get(name), make_context(dtype=torch.float32, engine=engine)
