@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inpbench.harness.metrics import loops
-from inpbench.harness.metrics.keys import Ints, keys_of, ordered_keys
+from inpbench.harness.metrics.keys import BITS, Ints, bits_of, keys_of, ordered_keys
 from inpbench.harness.metrics.memory import room, take
 from inpbench.harness.metrics.workers import workers
 
@@ -24,7 +24,6 @@ GROUP = 1 << 23  # pixels counted at a time: a call of bincount costs as much as
 FEWEST_BINS, MOST_BINS = 1 << 12, 1 << 20  # of the coarse histogram, which stays in a processor's cache
 PIXELS_A_BIN, PIXELS_A_BIN_OF_LOOPS = 16, 48  # on average; with fewer the bins cost more than the pixels near none save
 MOST_COMPARISONS = 8  # of a near pixel, on average; beyond, sorting is faster
-_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 class Grid(NamedTuple):
@@ -54,9 +53,9 @@ def count(chunks: Sequence[Tensor], targets: Ints, extremes: tuple[float, float]
     device, total = chunks[0].device, sum(chunk.numel() for chunk in chunks)
     by_loops = device.type == "cpu" and loops.COMPILED
     per_bin, find = (PIXELS_A_BIN_OF_LOOPS, find_by_loops) if by_loops else (PIXELS_A_BIN, find_by_tables)
-    dtype = np.dtype(np.float64 if chunks[0].dtype == torch.float64 else np.float32)
+    dtype = np.float64 if chunks[0].dtype == torch.float64 else np.float32
     grid = make_grid(targets, keys_of(np.array(extremes, dtype)), total // per_bin, device)
-    sought = targets.astype(np.int64 if dtype.itemsize == 8 else np.int32)
+    sought = targets.astype(bits_of(dtype))
     with workers(device, total) as run:
         pieces = split(chunks)
         threads = min(run.threads, len(pieces))
@@ -161,7 +160,7 @@ def search(keys: NDArray[Any], targets: NDArray[Any]) -> tuple[Ints, Ints]:
 
 def keys_in(scores: Tensor, grid: Grid) -> Tensor:
     """Keys (n,) of scores (n,)."""
-    return scores.view(_BITS[scores.dtype]) if grid.ordered else ordered_keys(scores)
+    return scores.view(BITS[scores.dtype]) if grid.ordered else ordered_keys(scores)
 
 
 def _near(keys: Tensor, is_near: Tensor) -> NDArray[Any]:

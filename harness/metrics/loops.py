@@ -2,8 +2,8 @@
 
 Their callers take them where COMPILED, and count by tables elsewhere; both find the same integers. A loop lets go of the
 interpreter, so threads run side by side, and is compiled once for a machine and a type of keys: numba keeps what it compiled beside
-this file, or in the user's cache folder where that cannot be written. Every index is unsigned: numba asks of others whether they
-count from the end, which costs a fifth of the time.
+this file, or in the user's cache folder where that cannot be written. An index that is computed for each pixel is unsigned: numba
+asks of others whether they count from the end, which costs a fifth of the time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from inpbench.harness.metrics.keys import Ints
+
 try:
     import numba
 except ImportError:
@@ -22,7 +24,6 @@ except ImportError:
 COMPILED: bool = numba is not None and not numba.config.DISABLE_JIT
 F = TypeVar("F", bound=Callable[..., Any])
 Keys = NDArray[Any]  # int32 or int64
-Ints = NDArray[np.int64]
 
 
 def compiled(function: F) -> F:

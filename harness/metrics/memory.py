@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from inpbench.harness.metrics import loops
-from inpbench.harness.metrics.keys import Ints, values_of
+from inpbench.harness.metrics.keys import BITS, Ints, values_of
 
 
 def room(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -30,8 +30,8 @@ def keep(scores: Tensor, kept: Tensor) -> tuple[float, float] | None:
     if not loops.COMPILED:
         np.add(scores.numpy(), 0.0, out=host)
         return None
-    bits = np.int64 if kept.dtype == torch.float64 else np.int32
-    extremes = loops.keep(scores.to(kept.dtype).numpy().view(bits), host.view(bits))
+    found, into = (part.view(BITS[kept.dtype]).numpy() for part in (scores.to(kept.dtype), kept))
+    extremes = loops.keep(found, into)
     low, high = values_of(np.array(extremes), host.dtype)
     return float(low), float(high)
 
