@@ -58,6 +58,17 @@ def test_counts_of_a_sort(
 
 
 @needs_numba
+@pytest.mark.parametrize("same", [32767, 32768, 65535, 65536, 98304])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_bins_that_overflow_sixteen_bits_are_counted_again(same: int, wanted: bool) -> None:
+    """Many pixels of one score, in a bin with or without a score of interest."""
+    scores = np.concatenate((np.full(same, 0.5), np.linspace(1, 2, 1000))).astype(np.float32)
+    targets = keys_of(np.array([0.5, 1.0, 2.0] if wanted else [1.0, 2.0], np.float32))
+    above, equal = count([torch.from_numpy(scores)], targets, (0.5, 2.0))
+    assert (list(above), list(equal)) == by_sorting(scores, targets)
+
+
+@needs_numba
 @pytest.mark.parametrize("bins", [1 << 16, 1 << 20])
 def test_a_histogram_is_the_same_by_loops_and_by_tables(bins: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """New pages appear in every piece, and the smaller histogram has to coarsen on the way."""

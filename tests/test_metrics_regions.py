@@ -7,8 +7,12 @@ import pytest
 import torch
 from scipy import ndimage
 
+from inpbench.harness.metrics import loops
 from inpbench.harness.metrics.keys import keys_of, ordered_keys, values_of
 from inpbench.harness.metrics.regions import MaskRuns
+
+needs_numba = pytest.mark.skipif(not loops.COMPILED, reason="numba is not installed: pip install 'inpbench[fast]'")
+by_both = pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_numba)])
 
 
 def find(*batches: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -36,7 +40,11 @@ def reference_regions(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 9), (2, 9, 1), (3, 17, 23), (4, 32, 32)])
-def test_regions_of_random_masks(shape: tuple[int, int, int], share: float) -> None:
+@by_both
+def test_regions_of_random_masks(
+    shape: tuple[int, int, int], share: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "COMPILED", compiled)
     for seed in range(5):
         masks = np.random.default_rng(seed).random(shape) < share
         expected = reference_regions(masks)
@@ -46,7 +54,9 @@ def test_regions_of_random_masks(shape: tuple[int, int, int], share: float) -> N
             assert found[2] == expected[2]
 
 
-def test_regions_that_only_look_adjacent() -> None:
+@by_both
+def test_regions_that_only_look_adjacent(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "COMPILED", compiled)
     masks = np.zeros((2, 3, 4), bool)
     masks[0, 0, 3] = masks[0, 1, 0] = True  # end of a row, start of the next
     masks[0, 2, 1] = masks[1, 0, 1] = True  # end of an image, start of the next; (1, 0) and (2, 1) touch diagonally
@@ -55,7 +65,18 @@ def test_regions_that_only_look_adjacent() -> None:
     assert areas.tolist() == [1, 2, 2, 1]
 
 
-def test_a_spiral_is_one_region() -> None:
+@by_both
+def test_regions_of_a_part_of_larger_masks(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and columns that do not follow one another in memory."""
+    monkeypatch.setattr(loops, "COMPILED", compiled)
+    masks = (np.random.default_rng(1).random((3, 40, 64)) < 0.3)[:, ::2, 3:-4]
+    for found, expected in zip(find(masks), reference_regions(np.ascontiguousarray(masks)), strict=True):
+        assert np.array_equal(found, expected)
+
+
+@by_both
+def test_a_spiral_is_one_region(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "COMPILED", compiled)
     mask = np.zeros((1, 9, 9), bool)
     for turn in range(0, 5, 2):
         mask[0, turn, turn : 9 - turn] = mask[0, turn : 9 - turn, 8 - turn] = mask[0, 8 - turn, turn : 9 - turn] = True

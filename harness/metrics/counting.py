@@ -22,7 +22,11 @@ from inpbench.harness.metrics.workers import workers
 PIECE = 1 << 18  # pixels looked at at a time: what is computed from them stays in a processor's cache
 GROUP = 1 << 23  # pixels counted at a time: a call of bincount costs as much as its bins
 FEWEST_BINS, MOST_BINS = 1 << 12, 1 << 20  # of the coarse histogram, which stays in a processor's cache
-PIXELS_A_BIN, PIXELS_A_BIN_OF_LOOPS = 16, 48  # on average; with fewer the bins cost more than the pixels near none save
+PIXELS_A_BIN, PIXELS_A_BIN_OF_LOOPS = 16, 24  # on average; with fewer the bins cost more than the pixels near none save
+COUNTERS = (
+    np.uint16,
+    np.uint64,
+)  # of the loops' coarse histogram: the first wide enough for every bin, as more of them fit a cache
 MOST_COMPARISONS = 8  # of a near pixel, on average; beyond, sorting is faster
 
 
@@ -91,28 +95,32 @@ def split(chunks: Sequence[Tensor]) -> list[Tensor]:
 
 def find_by_loops(pieces: Sequence[Tensor], grid: Grid, targets: NDArray[Any]) -> Share:
     """Pieces (n,) each, targets (T,) keys of the same width -> what they say, by compiled loops."""
-    size = sum(piece.numel() for piece in pieces)
-    kind: Any = np.int32 if size <= np.iinfo(np.int32).max else np.int64
-    histogram = np.where(grid.wanted.numpy(), np.iinfo(kind).min, kind(0))
-    near, used = np.empty(size + 1, targets.dtype), 0  # most of it is never touched, and takes no memory
-    for piece in pieces:
-        used += loops.look(keys_in(piece, grid).numpy(), grid.shift, grid.base, histogram, near[used:])
-    histogram &= np.iinfo(kind).max
-    return Share(torch.from_numpy(histogram), *compare(near[:used], histogram, targets, grid))
+    size, wanted = sum(piece.numel() for piece in pieces), grid.wanted.numpy()
+    near = np.empty(size + 1, targets.dtype)  # most of it is never touched, and takes no memory
+    for kind in COUNTERS:
+        marked = kind(np.iinfo(kind).max // 2 + 1)
+        histogram, used = wanted * marked, 0
+        for piece in pieces:
+            used += loops.look(keys_in(piece, grid).numpy(), grid.shift, grid.base, histogram, near[used:])
+        histogram &= marked - kind(1)
+        if histogram.sum(dtype=np.int64) == size:  # what does not fit is lost, never gained
+            break
+    counts = histogram.astype(np.int64)
+    return Share(torch.from_numpy(counts), *compare(near[:used], counts[wanted], targets, grid))
 
 
-def compare(near: NDArray[Any], histogram: NDArray[Any], targets: NDArray[Any], grid: Grid) -> tuple[Ints, Ints]:
-    """Near keys (n,) strictly above each target (T,), and near keys equal to it; histogram: (bins,), targets ascend."""
-    bins = np.flatnonzero(grid.wanted.numpy())
-    ends = histogram[bins].cumsum(dtype=np.int64)
-    target_ends = np.searchsorted((targets >> grid.shift) - grid.base, bins, "right")
+def compare(near: NDArray[Any], counts: Ints, targets: NDArray[Any], grid: Grid) -> tuple[Ints, Ints]:
+    """Near keys (n,) strictly above each target (T,), and near keys equal to it; counts: (W,) near keys of each wanted bin."""
+    ends = counts.cumsum()
+    bin_of = (targets >> grid.shift) - grid.base  # ascends, as the targets do
+    target_ends = np.flatnonzero(np.append(bin_of[1:] != bin_of[:-1], True)) + 1
     above, equal = np.empty(targets.size, np.int64), np.empty(targets.size, np.int64)
-    if np.diff(ends, prepend=0) @ np.diff(target_ends, prepend=0) > MOST_COMPARISONS * near.size:  # scores crowd in a few bins
+    if counts @ np.diff(target_ends, prepend=0) > MOST_COMPARISONS * near.size:  # scores crowd in a few bins
         near.sort()
         loops.compare(near, targets, above, equal)
         return above, equal
-    begin = np.zeros_like(histogram)
-    begin[bins[1:]] = ends[:-1]
+    begin = np.zeros(grid.bins, np.int32 if near.size <= np.iinfo(np.int32).max else np.int64)
+    begin[bin_of[target_ends - 1]] = ends - counts
     by_bin = np.empty_like(near)
     loops.sort_into_bins(near, grid.shift, grid.base, begin, by_bin)
     loops.compare_in_bins(by_bin, ends, targets, target_ends, above, equal)

@@ -24,6 +24,7 @@ except ImportError:
 COMPILED: bool = numba is not None and not numba.config.DISABLE_JIT
 F = TypeVar("F", bound=Callable[..., Any])
 Keys = NDArray[Any]  # int32 or int64
+Longs = NDArray[np.int64]
 
 
 def compiled(function: F) -> F:
@@ -57,20 +58,70 @@ def keep(scores: Keys, kept: Keys) -> tuple[int, int]:
 
 
 @compiled
-def look(keys: Keys, shift: int, base: int, histogram: Keys, near: Keys) -> int:
+def find_runs(pixels: NDArray[np.uint8], width: int, starts: Longs, ends: Longs) -> int:
+    """Write the runs of masks (rows * width,) of 0 and 1, row by row, and return how many these are.
+
+    starts, ends: at least as many as there are anomalous pixels; run r is pixels[starts[r] : ends[r]].
+    """
+    words = pixels[: pixels.size // 8 * 8].view(np.uint64)
+    found = at = 0
+    while at < pixels.size:
+        if at & 7 == 0:
+            word = at >> 3
+            while word < words.size and words[np.uint64(word)] == np.uint64(0):  # most pixels are normal: eight at a time
+                word += 1
+            at = word << 3
+            if at == pixels.size:
+                break
+        if pixels[np.uint64(at)] == np.uint8(0):
+            at += 1
+            continue
+        starts[found] = at
+        last = (at // width + 1) * width  # a run ends with its row
+        while at < last and pixels[np.uint64(at)] != np.uint8(0):
+            at += 1
+        ends[found] = at
+        found += 1
+    return found
+
+
+@compiled
+def link_runs(starts: Longs, ends: Longs, height: int, width: int, above: Longs, below: Longs) -> int:
+    """Write which runs touch and return how many pairs these are: run above[i] lies in the row over that of below[i], which ascend.
+
+    starts, ends: (R,) as `find_runs` writes them; above, below: (2 R,). Runs of two images never touch.
+    """
+    found = first = 0  # pairs; the first run that may touch the next one
+    for run in range(starts.size):
+        row = starts[run] // width
+        if row % height == 0:
+            continue
+        begin = row * width
+        while starts[first] < begin - width or ends[first] + width < starts[run]:
+            first += 1  # to `run` itself at most
+        other = first
+        while starts[other] < begin and starts[other] + width <= ends[run]:
+            above[found], below[found] = other, run
+            found += 1
+            other += 1
+    return found
+
+
+@compiled
+def look(keys: Keys, shift: int, base: int, histogram: NDArray[np.unsignedinteger[Any]], near: Keys) -> int:
     """Count keys in bins, copy those in marked bins to `near`, and return how many these are.
 
-    keys: (n,); the bin of one is (key >> shift) - base. histogram: (bins,), grows by one for each key; marked bins start at the
-    lowest integer of their type. near: (n + 1,) of the type of the keys.
+    keys: (n,); the bin of one is (key >> shift) - base. histogram: (bins,), grows by one for each key; the highest bit of marked
+    bins is set. near: (n + 1,) of the type of the keys.
     """
-    used = np.uint64(0)
+    used, one, highest = np.uint64(0), histogram.dtype.type(1), histogram.dtype.type(8 * histogram.itemsize - 1)
     for at in range(keys.size):
         key = keys[at]
         place = np.uint64((key >> keys.dtype.type(shift)) - base)
         count = histogram[place]
-        histogram[place] = count + 1
+        histogram[place] = count + one
         near[used] = key  # written over by the next one unless it counts: a jump that depends on the score would cost more
-        used += np.uint64(count < 0)
+        used += np.uint64(count >> highest)
     return int(used)
 
 

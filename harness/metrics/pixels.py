@@ -153,8 +153,10 @@ def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float
         keys, areas = keys[order], areas[order]
     if not keys.size:
         return keys, keys, np.empty(0, np.float64)
-    starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
-    return keys[starts], np.diff(starts, append=keys.size), np.add.reduceat(1.0 / areas, starts)
+    new = np.concatenate(([True], keys[1:] != keys[:-1]))
+    starts = np.flatnonzero(new)
+    shares: NDArray[np.float64] = np.bincount(np.cumsum(new) - 1, 1.0 / areas)
+    return keys[starts], np.diff(starts, append=keys.size), shares
 
 
 def raise_not_finite(value_of: str, index: int) -> None:
