@@ -155,7 +155,7 @@ def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float
         return keys, keys, np.empty(0, np.float64)
     new = np.concatenate(([True], keys[1:] != keys[:-1]))
     starts = np.flatnonzero(new)
-    shares: NDArray[np.float64] = np.bincount(np.cumsum(new) - 1, 1.0 / areas)
+    shares = np.bincount(np.cumsum(new) - 1, 1.0 / areas).astype(np.float64, copy=False)
     return keys[starts], np.diff(starts, append=keys.size), shares
 
 
