@@ -12,8 +12,10 @@ import torch
 
 from inpbench.harness.metrics import counting, loops, workers
 from inpbench.harness.metrics.counting import count
+from inpbench.harness.metrics.curve import ROUNDING
 from inpbench.harness.metrics.histogram import PixelHistogram
 from inpbench.harness.metrics.keys import keys_of
+from inpbench.harness.metrics.pixels import distinct
 
 RNG = np.random.default_rng(3)
 NORMAL = RNG.standard_normal(5000)
@@ -116,3 +118,11 @@ def test_without_numba_the_tables_count(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["1.0"], done.stderr
+
+
+def test_shares_of_a_million_equal_scores_are_summed_in_pairs() -> None:
+    """One by one the sum would be off by more than what a value may be off by without saying so."""
+    number = 1 << 20
+    keys, counts, shares = distinct(np.zeros(number, np.float32), np.full(number, 3, np.int32))
+    assert (keys.tolist(), counts.tolist()) == ([0], [number])
+    assert shares[0] == pytest.approx(number / 3, rel=ROUNDING / 100)

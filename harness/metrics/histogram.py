@@ -18,6 +18,7 @@ from torch import Tensor
 from inpbench.harness.metrics import loops
 from inpbench.harness.metrics.curve import Groups
 from inpbench.harness.metrics.keys import ordered_keys
+from inpbench.harness.metrics.memory import room
 
 BINS = 1 << 23  # all pages together
 PAGE_BITS = 16
@@ -41,6 +42,7 @@ class PixelHistogram:
         self._all = torch.zeros(bins, dtype=torch.int32, device=device)  # int64 before a bin could overflow
         self._anomalous = torch.zeros(bins, dtype=torch.int32, device=device)
         self._share = torch.zeros(bins, dtype=torch.float64, device=device)
+        self._grouped = torch.empty(0, dtype=torch.int32)  # kept from one piece to the next: fresh memory costs more than its use
 
     def add(self, scores: Tensor, dtype: torch.dtype) -> None:
         """Count pixels. scores: (n,) float, finite; dtype: of the maps that they came from, if narrower."""
@@ -48,10 +50,10 @@ class PixelHistogram:
         self._total += scores.numel()
         if self._total > torch.iinfo(torch.int32).max and self._all.dtype == torch.int32:
             self._all, self._anomalous = self._all.long(), self._anomalous.long()
-        keys = self._keys(scores)
         if self.device.type == "cpu" and loops.COMPILED:
-            self._count(keys)
+            self._count(scores.float())
             return
+        keys = self._keys(scores)
         if self.device.type == "cpu":
             keys.numpy().sort()  # the tables are larger than a processor's cache: ascending access is several times faster
         for piece in torch.split(keys, PIECE if self.device.type == "cpu" else keys.numel()):
@@ -61,17 +63,19 @@ class PixelHistogram:
                 slots = self._slot.index_select(0, self._page(piece))
             self._all.index_add_(0, self._place(slots, piece), torch.ones_like(piece, dtype=self._all.dtype))
 
-    def _count(self, keys: Tensor) -> None:
-        """Count keys (n,) by a compiled loop, which stops where a page is new.
+    def _count(self, scores: Tensor) -> None:
+        """Count scores (n,) float32 by a compiled loop, which stops where a page is new.
 
         Half a page at a time: the tables are larger than a processor's cache.
         """
-        grouped, start = torch.empty_like(keys), 0
-        loops.group(keys.numpy(), PAGE_BITS - 1, grouped.numpy())
+        if self._grouped.numel() < scores.numel():
+            self._grouped = room(scores.numel(), torch.int32, self.device)
+        grouped, start = self._grouped[: scores.numel()], 0
+        loops.group(scores.view(torch.int32).numpy(), PAGE_BITS - 1, grouped.numpy())
         while True:
             rest, slots, table = grouped[start:].numpy(), self._slot.numpy(), self._all.numpy()
             start += loops.count_in_pages(rest, slots, self.shift, PAGE_BITS, table)
-            if start == keys.numel():
+            if start == grouped.numel():
                 return
             self._make_room(grouped[start : start + PIECE])
 

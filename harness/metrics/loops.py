@@ -173,29 +173,47 @@ def compare(keys: Keys, targets: Keys, above: Ints, equal: Ints) -> None:
 
 
 @compiled
-def group(keys: Keys, shift: int, out: Keys) -> None:
-    """Write keys (n,) to `out` (n,) so that those with the same ten bits above `shift` follow one another."""
-    begin = np.zeros(1025, np.int64)
-    for at in range(keys.size):
-        begin[(np.uint64(keys[at] >> shift) & np.uint64(1023)) + np.uint64(1)] += 1
+def key_of(bits: Any) -> Any:
+    """The key of one float32 score from its bits, int32 both; that of -0.0 as of 0.0."""
+    if bits == np.int32(-0x80000000):
+        bits = np.int32(0)
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@compiled
+def group(scores: Keys, shift: int, out: Keys) -> None:
+    """Write the keys of scores to `out` so that those with the same ten bits above `shift` follow one another.
+
+    scores: (n,) int32, the bits of float32 scores; out: (n,) int32.
+    """
+    begin, lowest_ten, by = np.zeros(1025, np.int32), np.uint32(1023), np.int32(shift)
+    for at in range(scores.size):
+        begin[np.uint64(np.uint32(key_of(scores[at]) >> by) & lowest_ten) + np.uint64(1)] += np.int32(1)
     for at in range(1, 1024):
         begin[at] += begin[at - 1]
-    for at in range(keys.size):
-        place = np.uint64(keys[at] >> shift) & np.uint64(1023)
-        out[np.uint64(begin[place])] = keys[at]
-        begin[place] += 1
+    for at in range(scores.size):
+        key = key_of(scores[at])
+        place = np.uint64(np.uint32(key >> by) & lowest_ten)
+        to = begin[place]
+        out[np.uint64(to)] = key
+        begin[place] = to + np.int32(1)
 
 
 @compiled
 def count_in_pages(keys: Keys, slots: Keys, shift: int, page_bits: int, table: Keys) -> int:
     """Count keys (n,) int32 up to the first whose page has no memory, and return how many these are; as `PixelHistogram.add`.
 
-    slots: (pages,) where each page's memory is, -1: it has none; table: (bins,), grows by one for each key.
+    slots: (pages,) where each page's memory is, -1: it has none; table: (bins,), grows by one for each key. Fast where many keys of
+    one page follow one another.
     """
-    for at in range(keys.size):
-        key = np.int64(keys[at])
-        slot = np.int64(slots[np.uint64((key >> page_bits) + slots.size // 2)])
+    at, one, by, to_page = 0, table.dtype.type(1), np.int32(shift), np.int32(page_bits)
+    while at < keys.size:
+        page = keys[at] >> to_page
+        slot = np.int64(slots[np.uint64(np.int64(page) + slots.size // 2)])
         if slot < 0:
             return at
-        table[np.uint64((slot << (page_bits - shift)) + ((key & ((1 << page_bits) - 1)) >> shift))] += 1
+        base = (slot - np.int64(page)) << (page_bits - shift)  # of the table's bins, less those of the keys below the page
+        while at < keys.size and keys[at] >> to_page == page:
+            table[np.uint64(base + np.int64(keys[at] >> by))] += one
+            at += 1
     return keys.size

@@ -74,6 +74,8 @@ class PixelStore:
 
     def round(self) -> None:
         """Round float64 scores to float32."""
+        if self.dtype == torch.float32:
+            return
         self._chunks, self._anomalous = [chunk.float() for chunk in self._chunks], [self.anomalous().float()]
         self.dtype = torch.float32
         self._extremes = (0, np.inf, -np.inf)  # those of float64 may lie outside
@@ -153,10 +155,9 @@ def distinct(scores: Floats, areas: Areas) -> tuple[Ints, Ints, NDArray[np.float
         keys, areas = keys[order], areas[order]
     if not keys.size:
         return keys, keys, np.empty(0, np.float64)
-    new = np.concatenate(([True], keys[1:] != keys[:-1]))
-    starts = np.flatnonzero(new)
-    shares = np.bincount(np.cumsum(new) - 1, 1.0 / areas).astype(np.float64, copy=False)
-    return keys[starts], np.diff(starts, append=keys.size), shares
+    starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    # Not by bincount, which adds one by one: reduceat adds in pairs, and a constant map has millions of terms.
+    return keys[starts], np.diff(starts, append=keys.size), np.add.reduceat(1.0 / areas, starts)
 
 
 def raise_not_finite(value_of: str, index: int) -> None:
