@@ -38,6 +38,7 @@ class AuditReport:
     checked: int  # image and mask files that were read
     findings: tuple[Finding, ...]
     unlabelled: dict[str, int]  # category -> test images of private test sets, which nothing local measures
+    manifest: str  # of the whole set, as records have it: equal where the content of all files is
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -65,6 +66,7 @@ class AuditReport:
             "root": str(self.root),
             "strict": self.strict,
             "ok": self.ok,
+            "manifest": self.manifest,
             "checked": self.checked,
             "counts": self.counts,
             "unlabelled": self.unlabelled,
@@ -127,7 +129,9 @@ def audit(
     plain_sizes, plain_modes = ({c: dict(n.most_common()) for c, n in table.items()} for table in (sizes, modes))
     unique = tuple(dict.fromkeys(findings))
     unlabelled = dict(Counter(sample.category for sample in manifest.samples if sample.label < 0))
-    return AuditReport(info, root, strict, counts, published, plain_sizes, plain_modes, files, unique, unlabelled)
+    return AuditReport(
+        info, root, strict, counts, published, plain_sizes, plain_modes, files, unique, unlabelled, manifest.identity
+    )
 
 
 def tally(samples: Iterable[Sample]) -> Tally:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trees
 from commands import TINY, bench
 
 from inpbench.harness import registry, runner, stamp
@@ -50,24 +47,6 @@ def test_what_was_tested_without_intervals_is_tested_again_with_them(tmp_path: P
     store = RecordStore(tmp_path)
     [record] = store.all(status="done")
     assert all({"draws", "jackknife"} <= set(table) for table in store.read_samples(record).values())
-
-
-def test_files_that_are_younger_than_the_record_are_spoken_of(tmp_path: Path) -> None:
-    """Their content is not read: an image of the same size under the same name may be another."""
-    root = trees.mvtec(tmp_path / "data")
-    images = [path for path in root.rglob("*") if path.is_file()]
-    before = time.time_ns() - 10**12
-    for path in images:
-        os.utime(path, ns=(before, before))
-    run = ["run", "-m", "raw_pixel", "--preset", "smoke", "-d", "mvtec_ad", "--data-root", root, "--results", tmp_path / "results"]
-    assert bench(*run, "--display", "none").code == 0
-    plan = bench(*run, "--dry-run", "--json").json()["cells"]
-    assert [cell["status"] for cell in plan] == ["done"] and "written after" not in plan[0]["reason"]
-    later = time.time_ns() + 10**11
-    used = next(path for path in images if path.parts[-2] == "good")
-    os.utime(used, ns=(later, later))
-    plan = bench(*run, "--dry-run", "--json").json()["cells"]
-    assert plan[0]["status"] == "done" and "1 files of the data set were written after it: --force" in plan[0]["reason"]
 
 
 def test_a_cell_that_was_begun_on_other_hardware_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
