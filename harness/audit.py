@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inpbench.harness.api import Counts, DatasetInfo, Finding, Sample
+from inpbench.harness.contents import forget
 from inpbench.harness.errors import DataError
 from inpbench.harness.manifest import open_manifest, stopped, summary
 
@@ -99,6 +100,7 @@ def audit(
     strict: warnings make the report not ok. Findings are collected all the same, so that one run shows all of them.
     progress: called with (done, total) samples.
     """
+    forget(root)
     manifest = open_manifest(info, params, root, strict=False)
     findings = list(manifest.findings)
     sizes: dict[str, Counter[str]] = {}

@@ -7,6 +7,7 @@ is not read: it is what its name, version and parameters say.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -42,7 +43,7 @@ def contents_of(name: str, root: Path, files: Mapping[str, FileFact]) -> dict[st
         return {}
     known: dict[str, str] = {}
     try:
-        memory = cache_folder() / "contents" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
+        memory = _memory_of(root)
         known = _remembered(memory, files)
         if len(known) < len(files):
             with claim(memory.with_suffix(".lock"), wait=True):
@@ -52,6 +53,16 @@ def contents_of(name: str, root: Path, files: Mapping[str, FileFact]) -> dict[st
         log.warning("what is in the files of %s is not remembered: %s", name, error.message)
         known |= dict(_digests(root, [path for path in files if path not in known]))
     return {path: known[path] for path in files}
+
+
+def forget(root: Path) -> None:
+    """Read every file below `root` again when asked next: a failing disk changes bits, and neither sizes nor times."""
+    with contextlib.suppress(BenchError, OSError):  # what cannot be removed cannot have been remembered
+        _memory_of(root).unlink(missing_ok=True)
+
+
+def _memory_of(root: Path) -> Path:
+    return cache_folder() / "contents" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
 
 
 def _read_missing(name: str, root: Path, files: Mapping[str, FileFact], known: dict[str, str], memory: Path) -> None:

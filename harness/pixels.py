@@ -94,7 +94,7 @@ class Rows:
 
 
 def _check_of(row: NDArray[np.uint8], image: str) -> int:
-    """A checksum of a row, and of what it shows: the sum of its 64-bit words, which any changed bit changes, and a CRC of a thousand
+    """A checksum of a row, and of what it shows: the sum of its 64-bit words, which any changed bit changes, and a CRC of 1,000
     bytes at an odd distance, which tells their order. At the speed of memory: a CRC of all bytes would take thirty times as long.
     """
     flat, step = np.ascontiguousarray(row).reshape(-1), max(1, row.size // 1024) | 1

@@ -228,15 +228,17 @@ def _manifest(dataset: DatasetInfo, request: Request, *, as_source: bool = False
 
 def _decide(cell: Cell, request: Request, store: RecordStore, weights: WeightStore, scoring: Scoring, force: bool) -> Cell:
     """Give a cell its identity and its status."""
+    from inpbench.harness.category_result import check_names
+    from inpbench.harness.records import identity_id
+
     if reason := unsupported(cell.method, cell.setting):
         return replace(cell, status="impossible", reason=reason)
     try:
         identity = identity_of(cell, request, weights, scoring)
         _check_alone(cell)
+        check_names(identity["categories"], store.folder)
     except BenchError as error:
         return replace(cell, status="impossible", reason=error.message, refusal=error)
-    from inpbench.harness.records import identity_id
-
     if TO_DOWNLOAD in identity["weights"].values():
         return replace(cell, reason="its weights would be downloaded; whether it is done is known only then")
     cell = replace(cell, identity=identity, id=identity_id(identity))

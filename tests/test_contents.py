@@ -133,7 +133,9 @@ def test_a_record_of_names_and_sizes_is_spoken_of(root: Path, tmp_path: Path) ->
     assert cell["status"] == "todo" and f"record {record.id12} knows the names and sizes of its images" in cell["reason"]
 
 
-def test_verify_says_which_content_it_is(root: Path) -> None:
+def test_verify_says_which_content_it_is(root: Path, read: list[str]) -> None:
     shown = bench("data", "verify", "mvtec_ad", "--data-root", root)
     assert f"content {opened(root).identity[8:20]}" in shown.out
+    read.clear()
     assert bench("data", "verify", "mvtec_ad", "--data-root", root, "--json").json()["manifest"] == opened(root).identity
+    assert len(read) == len(opened(root).files), "whatever is remembered, every file was read again"
