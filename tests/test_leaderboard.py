@@ -340,6 +340,8 @@ def test_pixel_metrics_need_the_same_mask_rule_and_definition(rule, variant, sho
         ({"weights": {"x": "builtin:v1"}}, "official weights"),
         ({"limit": 5}, "limited to 5"),
         ({"label": "inp_former(inp_num=4)"}, "parameters differ"),
+        ({"params": record().identity["params"] | {"inp_num": 4}}, "parameters differ"),  # under an edited label
+        ({"params": record().identity["params"] | {"encoder": "dinov2reg_vit_small_14"}}, "parameters differ"),  # in no label
         ({"selection": "best_on_test"}, "chosen on the test set"),
         ({"source": {"dataset": "visa"}}, "source data set"),
         ({"categories": ["bottle"]}, "official categories"),
