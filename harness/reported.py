@@ -191,7 +191,7 @@ def _obstacle(record: Record, vouched: bool) -> str:
 
 
 def _of_the_paper(identity: Mapping[str, Any]) -> bool:
-    """Whether the parameters, the encoder's name among them (which no label has), are the defaults of this version of the method."""
+    """Whether the parameters are the defaults of this version of the method, also the encoder, which no label names."""
     from inpbench.harness.params import plain
     from inpbench.harness.registry import METHODS
 

@@ -42,7 +42,7 @@ from inpbench.harness.samples import DRAWS
 from inpbench.harness.scratch import Scratch
 from inpbench.harness.snapshots import Fitting, FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
-from inpbench.harness.stamp import hardware_class, hardware_so_far, make_stamp
+from inpbench.harness.stamp import code_in_words, code_so_far, hardware_class, hardware_so_far, make_stamp
 from inpbench.harness.training import decoded_for_training, fit, shared_model, snapshots_in, support_of
 from inpbench.harness.weights import BesideCheckpoint, WeightStore
 
@@ -130,6 +130,7 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
             options.team.on_loss = partial(record_failure, cell, store, None, options.notes)
         try:
             hardware_so_far(work, options.device)
+            code_so_far(work)
             if phase == "train":
                 _train(record, cell, work, options, progress, store)
                 record.status, record.finished = "trained", timestamp()
@@ -265,10 +266,12 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
 
 
 def _stamp(cell: Cell, work: Path, cost: Cost, options: Options) -> dict[str, Any]:
-    """Where the cell ended, under which versions, and on what other hardware it began."""
+    """Where the cell ended, under which versions, and on what other hardware and versions it began."""
     stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team, **options.stamp)
     if earlier := sorted(hardware_so_far(work, options.device) - {hardware_class(options.device)}):
         stamp["hardware_before"] = earlier
+    if earlier := sorted(code_so_far(work) - {code_in_words()}):
+        stamp["code_before"] = earlier
     stamp["packages"] |= METHODS.package(cell.method.name) | DATASETS.package(cell.dataset.name)
     return stamp
 

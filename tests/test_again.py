@@ -49,17 +49,21 @@ def test_what_was_tested_without_intervals_is_tested_again_with_them(tmp_path: P
     assert all({"draws", "jackknife"} <= set(table) for table in store.read_samples(record).values())
 
 
-def test_a_cell_that_was_begun_on_other_hardware_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_was_begun_on_other_hardware_and_versions_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(stamp, "hardware_class", lambda device="cpu": "cuda-h100")
+        patch.setattr(stamp, "code_in_words", lambda: "0123456, torch 1.0")
         assert bench(*RUN, "--phase", "train", "--results", tmp_path).code == 0
     assert bench(*RUN, "--phase", "test", "--results", tmp_path).code == 0
     [record] = RecordStore(tmp_path).all()
     assert record.stamp["hardware"].startswith("cpu-") and record.stamp["hardware_before"] == ["cuda-h100"]
-    assert "in part on cuda-h100, where the cell was begun" in bench("leaderboard", "--results", tmp_path, "-f", "markdown").out
+    assert record.stamp["code_before"] == ["0123456, torch 1.0"]
+    table = bench("leaderboard", "--results", tmp_path, "-f", "markdown").out
+    assert "in part on cuda-h100, where the cell was begun" in table
+    assert "in part under 0123456, torch 1.0, where the cell was begun" in table
     assert bench(*RUN, "--force", "--results", tmp_path).code == 0
     [record] = RecordStore(tmp_path).all()
-    assert "hardware_before" not in record.stamp
+    assert "hardware_before" not in record.stamp and "code_before" not in record.stamp
 
 
 def test_the_package_of_a_third_partys_method_stands_in_the_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
