@@ -97,6 +97,15 @@ class Manifest:
             more = " (further ones are only recorded)" if self.warned[finding.status] == _NAMED else ""
             log.warning("%s: %s: %s%s", finding.file, finding.status, finding.message, more)
 
+    def check_unchanged(self, path: str) -> None:
+        """Raise `DataError` where a file is no longer what the identity says of it: hours may lie between plan and decoding."""
+        known, now = self.files.get(path), _fact(self.root, path)
+        if known is None or now == known or (self.info.generate is not None and now[:2] == known[:2]):
+            return
+        if self.contents and contents_of(self.info.name, self.root, {path: now})[path] == self.contents[path]:
+            return  # only touched, linked or renamed
+        raise DataError(f"{self.root / path} was changed while this run was under way.", "Run the same command again.")
+
     def select(self, categories: Sequence[str]) -> Manifest:
         """Only these categories, in the official order. Raises `UsageError` for one that is not there."""
         for name in categories:
@@ -186,12 +195,16 @@ def _file_facts(root: Path, samples: Iterable[Sample]) -> dict[str, FileFact]:
     for sample in samples:
         for path in (sample.image, sample.mask):
             if path is not None and path not in facts:
-                try:
-                    status = os.stat(f"{root}/{path}")  # noqa: PTH116 (a Path object for each of 200,000 files is slow)
-                    facts[path] = FileFact(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                except OSError:
-                    facts[path] = FileFact(-1, 0)
+                facts[path] = _fact(root, path)
     return facts
+
+
+def _fact(root: Path, path: str) -> FileFact:
+    try:
+        status = os.stat(f"{root}/{path}")  # noqa: PTH116 (a Path object for each of 200,000 files is slow)
+    except OSError:
+        return FileFact(-1, 0)
+    return FileFact(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _hash(info: DatasetInfo, params: Any, samples: Sequence[Sample], content: Callable[[str], str | int | None]) -> str:

@@ -150,6 +150,7 @@ def _open(
     if key is None:
         kept = []
         for sample, (row, noticed) in _decoded(samples, decode, progress):
+            _check_sample(manifest, sample)
             for finding in noticed:
                 manifest.note(finding)
             kept += [sample.image] if row is not None else []
@@ -208,6 +209,13 @@ def _decoded(samples: Sequence[Sample], decode: Decode, progress: Progress | Non
                 progress(min(start + _CHUNK, len(samples)), len(samples), f"decoding {samples[0].category}")
 
 
+def _check_sample(manifest: Manifest, sample: Sample) -> None:
+    """Raise `DataError` where an image or mask is no longer the one that the rows are named after."""
+    for path in (sample.image, sample.mask):
+        if path is not None:
+            manifest.check_unchanged(path)
+
+
 class _Listing(NamedTuple):
     """What stands beside the rows of a file."""
 
@@ -257,6 +265,7 @@ def _write(
         checks: list[int] = []
         with temporary.open("xb") as file:
             for sample, (row, noticed) in _decoded(samples, decode, progress):
+                _check_sample(manifest, sample)
                 for finding in noticed:
                     manifest.note(finding)  # stops a strict run, and then nothing is kept
                     findings.append([finding.file, finding.status, finding.message])

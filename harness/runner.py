@@ -27,7 +27,7 @@ from inpbench.harness.category_result import CategoryResult, measured
 from inpbench.harness.claims import ClaimedError, claim
 from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.draws import Drawing, seed_of
-from inpbench.harness.errors import BenchError, UsageError
+from inpbench.harness.errors import BenchError, UsageError, WeightsError
 from inpbench.harness.evaluation import evaluate_category
 from inpbench.harness.image_folder import FolderImages
 from inpbench.harness.kept_maps import MapKeeper, MapsOf
@@ -148,6 +148,20 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
         if kept:
             _drop_the_earlier(path, phase, options)
     return record
+
+
+def _check_weights(cell: Cell, options: Options) -> None:
+    """Raise `WeightsError` where a file that was just read is not the one of the plan: hours may lie between them."""
+    assert cell.request is not None
+    store = options.weights if cell.request.checkpoint is None else BesideCheckpoint(options.weights)
+    now = {spec.name: store.identity(spec) for spec in cell.method.weights(cell.params)}
+    if cell.request.checkpoint is not None:
+        now["checkpoint"] = options.weights.hash_file(cell.request.checkpoint)
+    then = cell.identity["weights"] | {"checkpoint": cell.identity["checkpoint"]}
+    if changed := [name for name, identity in now.items() if identity != then[name]]:
+        raise WeightsError(
+            f"The file of {changed[0]} is another one than when this run was planned.", "Run the same command again."
+        )
 
 
 def _drop_the_earlier(path: Path, phase: str, options: Options) -> None:
@@ -332,7 +346,9 @@ def build_method(cell: Cell, options: Options, progress: Progress, setting: str,
         images=FolderImages,
         ranks=options.team or Alone(),
     )
-    return resolve(cell.method.target)(cell.params, context)
+    method = resolve(cell.method.target)(cell.params, context)
+    _check_weights(cell, options)
+    return method
 
 
 def _trained_method(
@@ -359,6 +375,7 @@ def _trained_method(
         if not hasattr(method, "load_official"):
             raise UsageError(f"{cell.method.name} has no official checkpoints.", "Leave --checkpoint out.")
         method.load_official(options.weights.read_file(cell.request.checkpoint))
+        _check_weights(cell, options)
         fitting = Fitting(0.0)  # whatever it was, it is not known
     elif cell.setting.name not in cell.method.untrained:
         fitting = fit(method, cell, cell.setting.name, units_of(cell)[unit].trained, snapshots, options, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from commands import bench
 
 from inpbench.datasets.mvtec import MVTEC_AD
 from inpbench.harness import contents
+from inpbench.harness.api import Preprocess
+from inpbench.harness.errors import DataError
 from inpbench.harness.manifest import Manifest, open_manifest
+from inpbench.harness.pixels import open_pixels
 from inpbench.harness.records import RecordStore, identity_id
 
 
@@ -139,3 +143,23 @@ def test_verify_says_which_content_it_is(root: Path, read: list[str]) -> None:
     read.clear()
     assert bench("data", "verify", "mvtec_ad", "--data-root", root, "--json").json()["manifest"] == opened(root).identity
     assert len(read) == len(opened(root).files), "whatever is remembered, every file was read again"
+
+
+def test_a_file_that_changes_between_plan_and_decoding_ends_the_cell(root: Path, tmp_path: Path) -> None:
+    """Hours may lie between them; the cache would keep the new pixels under the old content."""
+    manifest = opened(root)
+    assert manifest.identity
+    path = root / "carpet/train/good/000.png"
+    os.utime(path)
+    preprocess = Preprocess(resize=(32, 32), crop=(32, 32))
+    for category in ("bottle", "carpet"):
+        samples = [sample for sample in manifest.samples if sample.category == category]
+        assert len(open_pixels(manifest, samples, preprocess, cache=True).position) == 8, "touched is not changed"
+    swap(path)
+    again = dataclasses.replace(manifest, opened={})
+    assert again.files == manifest.files
+    for cache in (True, False):
+        again.__dict__["contents"] = manifest.contents
+        with pytest.raises(DataError, match=r"carpet/train/good/000\.png was changed while this run was under way"):
+            open_pixels(again, again.samples, preprocess, cache=cache)
+    assert not list((tmp_path / "cache" / "pixels").glob("*.tmp"))
