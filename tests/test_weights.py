@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from inpbench.harness import weights
 from inpbench.harness.api import WeightSpec
 from inpbench.harness.errors import EXIT_MISSING, WeightsError
-from inpbench.harness.weights import WeightStore, read_tensors
+from inpbench.harness.weights import BesideCheckpoint, WeightStore, read_tensors
 
 SPEC = WeightSpec(name="tiny_vit", file="tiny.pth", url="https://example.org/tiny.pth", timm="tiny_timm")
 
