@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inpbench.harness.api import Counts, DatasetInfo, Finding, Sample
+from inpbench.harness.contents import forget
 from inpbench.harness.errors import DataError
 from inpbench.harness.manifest import open_manifest, stopped, summary
 
@@ -38,6 +39,7 @@ class AuditReport:
     checked: int  # image and mask files that were read
     findings: tuple[Finding, ...]
     unlabelled: dict[str, int]  # category -> test images of private test sets, which nothing local measures
+    manifest: str  # of the whole set, as records have it: equal where the content of all files is
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -65,6 +67,7 @@ class AuditReport:
             "root": str(self.root),
             "strict": self.strict,
             "ok": self.ok,
+            "manifest": self.manifest,
             "checked": self.checked,
             "counts": self.counts,
             "unlabelled": self.unlabelled,
@@ -97,6 +100,7 @@ def audit(
     strict: warnings make the report not ok. Findings are collected all the same, so that one run shows all of them.
     progress: called with (done, total) samples.
     """
+    forget(root)
     manifest = open_manifest(info, params, root, strict=False)
     findings = list(manifest.findings)
     sizes: dict[str, Counter[str]] = {}
@@ -127,7 +131,9 @@ def audit(
     plain_sizes, plain_modes = ({c: dict(n.most_common()) for c, n in table.items()} for table in (sizes, modes))
     unique = tuple(dict.fromkeys(findings))
     unlabelled = dict(Counter(sample.category for sample in manifest.samples if sample.label < 0))
-    return AuditReport(info, root, strict, counts, published, plain_sizes, plain_modes, files, unique, unlabelled)
+    return AuditReport(
+        info, root, strict, counts, published, plain_sizes, plain_modes, files, unique, unlabelled, manifest.identity
+    )
 
 
 def tally(samples: Iterable[Sample]) -> Tally:

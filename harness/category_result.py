@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inpbench.harness.atomic import write_text
+from inpbench.harness.errors import UsageError
 from inpbench.harness.small_files import read_bytes
 
 if TYPE_CHECKING:
@@ -57,6 +59,36 @@ class CategoryResult:
         except (OSError, ValueError, TypeError) as error:
             log.warning("the saved result of %s cannot be read (%s) and is measured again.", category, error)
             return None
+
+
+def check_names(categories: Iterable[str], folder: Path) -> None:
+    """Raise `UsageError` where results of two categories would be one file below `folder`: one would be taken for the other."""
+    alike: dict[str, str] = {}
+    for category in categories:
+        name = category.replace("/", "_")
+        if (first := alike.setdefault(name, category)) != category:
+            raise UsageError(
+                f"The categories '{first}' and '{category}' would have one file name in {folder}.", f"Type: --categories {first}"
+            )
+    folded: dict[str, str] = {}
+    for category in alike.values():
+        first = folded.setdefault(unicodedata.normalize("NFKD", category.casefold()), category)
+        if first != category and _ignores_case(folder):
+            raise UsageError(
+                f"The categories '{first}' and '{category}' would be one file in {folder}, whose file system ignores case.",
+                f"Choose another disk with --results, or type: --categories {first}",
+            )
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Whether the file system says that a name and the same in other letters are one; nothing is written to find out."""
+    place = folder.absolute()
+    while not place.exists() or place.name.swapcase() == place.name:
+        if place == place.parent:
+            return False
+        place = place.parent
+    other = place.with_name(place.name.swapcase())
+    return other.exists() and other.samefile(place)
 
 
 def result_of(values: MetricValues, samples: dict[str, list[Any]], drawing: Drawing | None, *, predict_s: float) -> CategoryResult:

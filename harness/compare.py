@@ -153,7 +153,7 @@ def overall(records: Iterable[Record], metric: str) -> list[Overall]:
 
 def _kind(row: Row) -> str:
     """What makes a method of one name one method, whatever the data."""
-    return canonical_json([row.first.identity[key] for key in ("method", "method_version", "weights")])
+    return canonical_json([row.first.identity[key] for key in ("method", "method_version", "params", "weights")])
 
 
 def too_few_datasets(group: Overall) -> str:

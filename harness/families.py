@@ -16,7 +16,7 @@ from typing import Any
 from inpbench.harness.marks import ORACLE
 from inpbench.harness.records import Record, canonical_json
 from inpbench.harness.settings import SETTINGS
-from inpbench.harness.sources import caption_of, in_words, learned_nothing
+from inpbench.harness.sources import caption_of, in_words, learned_nothing, manifest_in_words
 
 FAMILY_KEYS = (
     "dataset",
@@ -62,12 +62,11 @@ class Family:
         protocol = self.protocol
         setting = SETTINGS.get(protocol["setting"])
         scoring, metrics = protocol["scoring"], protocol["metrics"]
-        manifest = protocol["manifest"].removeprefix("sha256:")[:12]
         lines = [
             f"Setting: {protocol['setting']} v{protocol['setting_version']}" + (f" ({setting.title})" if setting else ""),
             f"Data: {protocol['dataset']} v{protocol['dataset_version']}, {len(protocol['categories'])} categories, "
             + "".join(f"{key}={value}, " for key, value in sorted(protocol["dataset_params"].items()))
-            + f"manifest {manifest}",
+            + manifest_in_words(protocol["manifest"]),
             f"Metrics: suite {metrics.get('suite')}, variant {metrics.get('variant')}; scoring v{scoring.get('version')}, "
             f"mask rule {scoring.get('mask_rule')}; mean over categories, in per cent",
         ]

@@ -17,7 +17,7 @@ from inpbench.harness.errors import BenchError, UsageError, did_you_mean
 from inpbench.harness.families import Family, Row, families, rows_of
 from inpbench.harness.marks import CLAIMED, INFORMATION, ORACLE, obstacles
 from inpbench.harness.metrics import METRICS
-from inpbench.harness.records import Record
+from inpbench.harness.records import Record, canonical_json
 from inpbench.harness.sources import learned_nothing, trained_on
 from inpbench.harness.tables import MISSING, Cell, Column, Footnotes, Table, render
 
@@ -93,6 +93,7 @@ def _mean_table(
         cells += [Cell(_number(None if parameters is None else parameters / 1e6, 1)), _commit_cell(row, notes)]
         table.rows.append(cells)
         table.data.append(data | _cost_data(row))
+    table.caption += _unlike(rows)
     _hardware_line(table, rows)
     table.footnotes = notes.listing()
     _list_missing(table, family, rows)
@@ -107,7 +108,8 @@ def _category_table(family: Family, rows: Sequence[Row], metric: str, reported: 
     comparisons = [[published.compare(row.first, [metric], c) if reported else None for c in categories] for row in rows]
     commons = [_common_reason(column) for column in comparisons]
     title = f"{METRICS[metric].title} by category: {family.title}"
-    table = Table(title=title, caption=family.caption(), columns=[], rows=[], protocol=family.protocol | {"metric": metric})
+    caption = [*family.caption(), *_unlike(rows)]
+    table = Table(title=title, caption=caption, columns=[], rows=[], protocol=family.protocol | {"metric": metric})
     table.columns = [Column("category", left=True)]
     for row, name, common in zip(rows, names, commons, strict=True):
         marks = row_marks(row, notes) + ([notes.mark(common)] if common else [])
@@ -288,7 +290,21 @@ def _commit_cell(row: Row, notes: Footnotes) -> Cell:
     states = [record.stamp.get("git") or {} for record in row.records]
     commits = list(dict.fromkeys(str(state.get("commit", MISSING))[:7] for state in states))
     dirty = any(state.get("dirty") for state in states)
-    return Cell(", ".join(commits), (notes.mark("run from sources with uncommitted changes", "+"),) if dirty else ())
+    marks = [notes.mark("run from sources with uncommitted changes", "+")] if dirty else []
+    if before := sorted({str(code) for record in row.records for code in record.stamp.get("code_before") or ()}):
+        marks.append(notes.mark(f"in part under {'; '.join(before)}, where the cell was begun"))
+    return Cell(", ".join(commits), tuple(marks))
+
+
+def _unlike(rows: Sequence[Row]) -> list[str]:
+    """What the records of a table do not share although their protocol is one: the version of torch, the images that were read."""
+    records = [record for row in rows for record in row.records]
+    versions = sorted({str(known) for r in records if (known := (r.stamp.get("packages") or {}).get("torch"))})
+    lines = [f"Run under torch {', '.join(versions)}: numbers of one seed may differ by more than rounding"] if versions[1:] else []
+    tested = {canonical_json(record.metrics["counts"]) for record in records}
+    if len(tested) > 1:
+        lines.append("NOT ALL ROWS WERE TESTED ON THE SAME NUMBER OF IMAGES: some could not be read, see the findings of each")
+    return lines
 
 
 def _hardware_line(table: Table, rows: Sequence[Row]) -> None:

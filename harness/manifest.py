@@ -2,8 +2,8 @@
 
 `open_manifest` runs the adapter. In strict mode the first error stops with a `DataError` that names the file; in lenient mode
 errors are findings, the affected images are left out (or lose their pixel ground truth), and the record lists them. The hash covers
-name, version and parameters of the set and, for each image, everything listed and the sizes of its files (not those of a drawn
-set); not where the root lies.
+name, version and parameters of the set and, for each image, everything listed and what is in its files (of a drawn set the names
+alone); not where the root lies.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inpbench.harness.api import DatasetInfo, Finding, Sample
+from inpbench.harness.contents import contents_of
 from inpbench.harness.errors import DataError, UsageError, did_you_mean
 from inpbench.harness.params import plain
 from inpbench.harness.registry import resolve
@@ -34,6 +35,7 @@ class FileFact(NamedTuple):
 
     size: int  # bytes
     mtime_ns: int
+    ctime_ns: int = 0  # of the last change of whatever kind, which nobody can set
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,6 @@ class Manifest:
     strict: bool
     samples: tuple[Sample, ...]
     files: dict[str, FileFact]  # of every image and mask
-    sha256: str
     found: dict[Finding, None] = field(default_factory=dict)  # an ordered set; grows when the decoder notices something
     warned: Counter[str] = field(default_factory=Counter)  # warnings of the decoder by status
     opened: dict[str, Any] = field(default_factory=dict)  # decoded rows by their key: nothing is checked twice in one process
@@ -55,6 +56,26 @@ class Manifest:
     def categories(self) -> tuple[str, ...]:
         """Categories present, in the official order."""
         return tuple(dict.fromkeys(sample.category for sample in self.samples))
+
+    @functools.cached_property
+    def contents(self) -> dict[str, str]:
+        """The SHA-256 of every image and mask; {} of a drawn set. The first time that a root is used, all of them are read."""
+        return {} if self.info.generate is not None else contents_of(self.info.name, self.root, self.files)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """The manifest in an identity: `content:` and a hash of all that is listed and of the files; `sha256:` of a drawn set."""
+        drawn = self.info.generate is not None
+        return f"{'sha256' if drawn else 'content'}:{_hash(self.info, self.params, self.samples, self.contents.get)}"
+
+    @property
+    def earlier_identity(self) -> str:
+        """What stands in records of before files were read: it tells names and sizes apart, not content."""
+
+        def size(path: str) -> int | None:
+            return self.files[path].size if self.info.generate is None else None
+
+        return f"sha256:{_hash(self.info, self.params, self.samples, size)}"
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -75,6 +96,15 @@ class Manifest:
         if self.warned[finding.status] <= _NAMED:
             more = " (further ones are only recorded)" if self.warned[finding.status] == _NAMED else ""
             log.warning("%s: %s: %s%s", finding.file, finding.status, finding.message, more)
+
+    def check_unchanged(self, path: str) -> None:
+        """Raise `DataError` where a file is no longer what the identity says of it: hours may lie between plan and decoding."""
+        known, now = self.files.get(path), _fact(self.root, path)
+        if known is None or now == known or (self.info.generate is not None and now[:2] == known[:2]):
+            return
+        if self.contents and contents_of(self.info.name, self.root, {path: now})[path] == self.contents[path]:
+            return  # only touched, linked or renamed
+        raise DataError(f"{self.root / path} was changed while this run was under way.", "Run the same command again.")
 
     def select(self, categories: Sequence[str]) -> Manifest:
         """Only these categories, in the official order. Raises `UsageError` for one that is not there."""
@@ -99,8 +129,8 @@ class Manifest:
         return self._with(kept, self.found)
 
     def _with(self, samples: Sequence[Sample], found: Iterable[Finding]) -> Manifest:
-        digest = _hash(self.info, self.params, samples, self.files)
-        return replace(self, samples=tuple(samples), sha256=digest, found=dict.fromkeys(found), warned=Counter(), opened={})
+        used = {path: self.files[path] for sample in samples for path in (sample.image, sample.mask) if path is not None}
+        return replace(self, samples=tuple(samples), files=used, found=dict.fromkeys(found), warned=Counter(), opened={})
 
 
 def open_manifest(
@@ -125,9 +155,7 @@ def open_manifest(
     if not samples and not found:
         raise DataError(f"{info.name}: {root} holds no image of this data set.", f"Its root looks like this:\n{info.expected_tree}")
     files = _file_facts(root, samples)
-    manifest = Manifest(
-        info, params, root, strict, tuple(samples), files, _hash(info, params, samples, files), dict.fromkeys(found)
-    )
+    manifest = Manifest(info, params, root, strict, tuple(samples), files, dict.fromkeys(found))
     if categories:
         manifest = manifest.select(categories)
     errors = [finding for finding in manifest.found if finding.severity == "error"]
@@ -167,29 +195,29 @@ def _file_facts(root: Path, samples: Iterable[Sample]) -> dict[str, FileFact]:
     for sample in samples:
         for path in (sample.image, sample.mask):
             if path is not None and path not in facts:
-                try:
-                    status = os.stat(f"{root}/{path}")  # noqa: PTH116 (a Path object for each of 200,000 files is slow)
-                    facts[path] = FileFact(status.st_size, status.st_mtime_ns)
-                except OSError:
-                    facts[path] = FileFact(-1, 0)
+                facts[path] = _fact(root, path)
     return facts
 
 
-def _hash(info: DatasetInfo, params: Any, samples: Sequence[Sample], files: dict[str, FileFact]) -> str:
-    """Independent of the root, and of whether the user gave the root or its parent.
+def _fact(root: Path, path: str) -> FileFact:
+    try:
+        status = os.stat(f"{root}/{path}")  # noqa: PTH116 (a Path object for each of 200,000 files is slow)
+    except OSError:
+        return FileFact(-1, 0)
+    return FileFact(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
-    A drawn set is what its name, version and parameters say: the size of its files depends on the zlib that packed them.
+
+def _hash(info: DatasetInfo, params: Any, samples: Sequence[Sample], content: Callable[[str], str | int | None]) -> str:
+    """Independent of the root, and of whether the user gave the root or its parent. content: what is known of a file.
+
+    A drawn set is what its name, version and parameters say: its files depend on the zlib that packed them.
     """
-
-    def size(path: str) -> int | None:
-        return files[path].size if info.generate is None else None
-
     paths = [path for sample in samples for path in (sample.image, sample.mask) if path]
     common = os.path.commonpath(paths) if len(paths) > 1 else ""
     skip = len(common) + 1 if common else 0
     digest = hashlib.sha256(json.dumps([info.name, info.version, plain(params)], sort_keys=True).encode())
     for s in samples:
-        mask = None if s.mask is None else [s.mask[skip:], size(s.mask)]
-        row = [s.image[skip:], size(s.image), s.category, s.split, s.label, mask, s.defect, s.specimen, s.view]
+        mask = None if s.mask is None else [s.mask[skip:], content(s.mask)]
+        row = [s.image[skip:], content(s.image), s.category, s.split, s.label, mask, s.defect, s.specimen, s.view]
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()

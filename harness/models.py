@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -161,7 +162,7 @@ def load_model(store: RecordStore, record: Record, name: str | None) -> tuple[st
 
 
 def read_model(path: Path) -> dict[str, Tensor]:
-    """The tensors of a kept model; raises `WeightsError` for a broken file, also for one whose numbers were changed."""
+    """The tensors of a kept model; raises `WeightsError` for a broken file, one whose numbers were changed, and another model's."""
     from safetensors import safe_open
     from safetensors.torch import load
 
@@ -169,11 +170,15 @@ def read_model(path: Path) -> dict[str, Tensor]:
     try:
         tensors = dict(load(read_bytes(path, most=_LARGEST)))
         with safe_open(path, framework="pt") as file:
-            known = (file.metadata() or {}).get("sha256")  # models of earlier releases have none
+            header = file.metadata() or {}
     except Exception as error:  # a damaged header can make the reader raise anything
         raise WeightsError(f"{path} cannot be read: {error}.", again) from error
-    if known is not None and known != _hash_of(tensors):
+    if header.get("sha256", whole := _hash_of(tensors)) != whole:  # models of earlier releases have none
         raise WeightsError(f"{path} is damaged: its tensors are not those that were saved.", again)
+    owner = path.parent.name.removesuffix(".models")  # the beginning of a record's id, or of a training's
+    mine = (header.get("record", owner)[: len(owner)], header.get("model", path.stem))
+    if re.fullmatch(r"[0-9a-f]{12}", owner) and mine != (owner, path.stem):
+        raise WeightsError(f"{path} is the model '{mine[1]}' of {mine[0]}: it was copied there.", again)
     return tensors
 
 

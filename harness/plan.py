@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -229,27 +228,29 @@ def _manifest(dataset: DatasetInfo, request: Request, *, as_source: bool = False
 
 def _decide(cell: Cell, request: Request, store: RecordStore, weights: WeightStore, scoring: Scoring, force: bool) -> Cell:
     """Give a cell its identity and its status."""
+    from inpbench.harness.category_result import check_names
+    from inpbench.harness.records import identity_id
+
     if reason := unsupported(cell.method, cell.setting):
         return replace(cell, status="impossible", reason=reason)
     try:
         identity = identity_of(cell, request, weights, scoring)
         _check_alone(cell)
+        check_names(identity["categories"], store.folder)
     except BenchError as error:
         return replace(cell, status="impossible", reason=error.message, refusal=error)
-    from inpbench.harness.records import identity_id
-
     if TO_DOWNLOAD in identity["weights"].values():
         return replace(cell, reason="its weights would be downloaded; whether it is done is known only then")
     cell = replace(cell, identity=identity, id=identity_id(identity))
     known_record = store.find(cell.id)
     if known_record is not None and not force:
         if known_record.status == "done":
-            return replace(cell, status="done", reason=f"record {cell.id[:12]}{_written_later(cell, known_record)}")
+            return replace(cell, status="done", reason=f"record {cell.id[:12]}")
         if known_record.status == "trained" and request.phase == "train":
             return replace(cell, status="done", reason=f"trained, not tested yet: record {cell.id[:12]}")
     if request.phase == "test" and request.checkpoint is None and (refusal := _untrained(cell, store)) is not None:
         return replace(cell, status="impossible", reason=refusal.message, refusal=refusal)
-    return cell if known_record is None else replace(cell, reason=_history(known_record))
+    return replace(cell, reason=_earlier(cell, store) if known_record is None else _history(known_record))
 
 
 def unsupported(method: MethodInfo, setting: Setting) -> str:
@@ -273,14 +274,15 @@ def _untrained(cell: Cell, store: RecordStore) -> BenchError | None:
     )
 
 
-def _written_later(cell: Cell, record: Record) -> str:
-    """What to know where files are younger than the numbers: a manifest sees names and sizes, not content."""
+def _earlier(cell: Cell, store: RecordStore) -> str:
+    """That there are numbers of files of these names and sizes, in a record of before manifests saw what is in the files."""
+    from inpbench.harness.records import identity_id
+
     assert cell.manifest is not None
-    if cell.dataset.generate is not None:
+    known = store.find(identity_id(cell.identity | {"manifest": cell.manifest.earlier_identity}))
+    if known is None or known.status != "done" or known.id == cell.id:
         return ""
-    finished = datetime.fromisoformat(record.finished).timestamp() if record.finished else float("inf")
-    later = sum(fact.mtime_ns / 1e9 > finished + 1 for fact in cell.manifest.files.values())
-    return f"; {later} files of the data set were written after it: --force if their content has changed" if later else ""
+    return f"record {known.id12} knows the names and sizes of its images, not what was in them"
 
 
 def _history(record: Record) -> str:
@@ -336,7 +338,7 @@ def identity_of(cell: Cell, request: Request, weights: WeightStore, scoring: Sco
         "dataset": cell.dataset.name,
         "dataset_version": cell.dataset.version,
         "dataset_params": parameters.plain(cell.manifest.params),
-        "manifest": f"sha256:{cell.manifest.sha256}",
+        "manifest": cell.manifest.identity,
         "categories": list(cell.manifest.categories),
         "input": _input(preprocess),
         "scoring": _jsonable(asdict(scoring)),

@@ -347,15 +347,15 @@ class RecordStore:
         """
         if not re.fullmatch(r"[0-9a-f]{6,64}", id):
             return None
-        found = []
+        found = {}
         for path in sorted(self.folder.glob(f"*/*/*/{id[:12]}*.json")):
             with contextlib.suppress(RecordError):
                 record = self.read(path)
                 if record.id.startswith(id):
-                    found.append(record)
-        if len({record.id for record in found}) > 1:
-            raise UsageError(f"{id} fits {len(found)} records: {', '.join(r.id12 for r in found)}.", "Type more digits.")
-        return found[0] if found else None
+                    found[path] = record
+        if len({record.id for record in found.values()}) > 1:
+            raise UsageError(f"{id} fits {len(found)} records: {', '.join(r.id12 for r in found.values())}.", "Type more digits.")
+        return next((record for path, record in found.items() if path == self.path_of(record.identity)), None)
 
     def all(self, **filters: Any) -> Listing:
         """All records, sorted by path; what cannot be read becomes a warning and is left where it is.
@@ -370,6 +370,9 @@ class RecordStore:
                 record = self.read(path)
             except RecordError as error:
                 listing.warnings.append(f"skipped: {error.message}")
+                continue
+            if path != self.path_of(record.identity):  # a copy of before the cell was run again would pass for its number
+                listing.warnings.append(f"skipped: {path} is a copy, record {record.id12} is {self.path_of(record.identity)}.")
                 continue
             if all((getattr(record, k) if k in ("status", "label") else record.identity.get(k)) in v for k, v in wanted.items()):
                 listing.records.append(record)

@@ -98,10 +98,10 @@ def given_references(path: Path, category: str, preprocess: Preprocess, device: 
     """Image files, or all of a folder, as normal images of a category. Raises `DataError` for the first that cannot be read."""
     root, files = find_images(path)
     stats = {file: (root / file).stat() for file in files}
-    facts = {file: FileFact(stat.st_size, stat.st_mtime_ns) for file, stat in stats.items()}
+    facts = {file: FileFact(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in stats.items()}
     samples = tuple(Sample(file, category, "train", 0) for file in files)
     info = DatasetInfo(name="references", version=1, title="given images", scan="")
-    manifest = Manifest(info, NoParams(), root, False, samples, facts, "")
+    manifest = Manifest(info, NoParams(), root, False, samples, facts)
     try:
         return TrainingImages(manifest, [category], preprocess, device=device, cache=False)
     finally:

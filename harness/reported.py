@@ -176,7 +176,7 @@ def _obstacle(record: Record, vouched: bool) -> str:
         return "the encoder has not the official weights"
     if identity["limit"] is not None:
         return f"limited to {identity['limit']} images a group"
-    if record.label != identity["method"]:
+    if record.label != identity["method"] or not _of_the_paper(identity):
         return "parameters differ from the paper's"
     if identity["selection"] != "last":
         return "checkpoint chosen on the test set"
@@ -188,6 +188,18 @@ def _obstacle(record: Record, vouched: bool) -> str:
     if skipped:
         return f"{skipped} files of the data set could not be used"
     return _data_obstacle(identity)
+
+
+def _of_the_paper(identity: Mapping[str, Any]) -> bool:
+    """Whether the parameters are the defaults of this version of the method, also the encoder, which no label names."""
+    from inpbench.harness.params import plain
+    from inpbench.harness.registry import METHODS
+
+    try:
+        info = METHODS.get(identity["method"])
+    except (BenchError, ImportError):  # a method of another machine: nothing here says what its defaults are
+        return False
+    return bool(identity["params"] == json.loads(json.dumps(plain(info.params()))))
 
 
 def _source_obstacle(identity: Mapping[str, Any], vouched: bool) -> str:

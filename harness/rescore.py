@@ -23,6 +23,7 @@ from inpbench.harness.metrics import SUITE_VERSION
 from inpbench.harness.metrics.category import CategoryMetrics
 from inpbench.harness.records import Record, new_record, timestamp
 from inpbench.harness.samples import DRAWS, JACKKNIFE
+from inpbench.harness.stamp import code_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +48,8 @@ def rescore(store: RecordStore, record: Record, variant: Variant) -> Record:
     """The record of the same cell under `variant`, from its kept maps. Raises `RecordError` where maps are missing or of others."""
     folder = store.path_of(record.identity).with_suffix(".maps")
     recorded = store.read_samples(record)
+    if variant != record.identity["metrics"]["variant"]:
+        _confirm(folder, record)
     results = {}
     for category in record.identity["categories"]:
         results[category] = _measure(folder, category, variant, record.identity["manifest"])
@@ -63,7 +66,7 @@ def rescore(store: RecordStore, record: Record, variant: Variant) -> Record:
     if not same:
         new.notes = [*record.notes, f"rescored from the kept maps of {record.id12}"]
     new.metrics = measured(results)
-    new.cost, new.stamp = record.cost, record.stamp
+    new.cost, new.stamp = record.cost, record.stamp if same else record.stamp | {"rescored_by": code_in_words()}
     new.status, new.started, new.finished = "done", record.started, timestamp()
     new.samples = record.samples
     lacking = any(_evidence_of(results[c].samples) > _evidence_of(table) for c, table in recorded.items())
@@ -113,19 +116,36 @@ def changes(before: Record, after: Record) -> list[Change]:
     return found
 
 
-def _measure(folder: Path, category: str, variant: Variant, manifest: str) -> CategoryResult:
+def _confirm(folder: Path, record: Record) -> None:
+    """Raise `RecordError` where the maps do not give the record's own numbers: then they give no others either."""
+    known = record.identity["metrics"]
+    if known["suite"] != SUITE_VERSION:  # other metrics than this version's, which the maps cannot be held to
+        return
+    own = {c: _measure(folder, c, known["variant"], record.identity["manifest"], draw=False) for c in record.identity["categories"]}
+    different = changes(record, replace(record, metrics=measured(own)))
+    if different:
+        raise RecordError(
+            f"The kept maps of {different[0].category} are not those of record {record.id12}: they give another "
+            f"{different[0].metric} under its own variant.",
+            "Run the cell again with --save-maps --force.",
+        )
+
+
+def _measure(folder: Path, category: str, variant: Variant, manifest: str, *, draw: bool = True) -> CategoryResult:
     kept = read_maps(folder, category)
     metrics = CategoryMetrics(variant=variant)
     scores, labels = torch.tensor(kept.scores, dtype=torch.float64), torch.tensor(kept.labels)
     has_pixels = torch.tensor(kept.has_pixels, dtype=torch.bool)
-    drawing = Drawing(folder, seed_of(manifest, category))
+    drawing = Drawing(folder, seed_of(manifest, category)) if draw else None
     try:
         for start in range(0, len(scores), BATCH):
             part = slice(start, start + BATCH)
             maps, masks = torch.from_numpy(np.array(kept.maps[part])), torch.from_numpy(kept.masks[part])
             metrics.update(maps, scores[part], masks, labels[part], has_pixels[part])
-            drawing.add(maps, masks, has_pixels[part])
+            if drawing is not None:
+                drawing.add(maps, masks, has_pixels[part])
         samples: dict[str, list[Any]] = {"image": kept.images, "score": kept.scores, "label": kept.labels}
         return result_of(metrics.compute(), samples, drawing, predict_s=0.0)
     finally:
-        drawing.close()
+        if drawing is not None:
+            drawing.close()

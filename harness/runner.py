@@ -27,7 +27,7 @@ from inpbench.harness.category_result import CategoryResult, measured
 from inpbench.harness.claims import ClaimedError, claim
 from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.draws import Drawing, seed_of
-from inpbench.harness.errors import BenchError, UsageError
+from inpbench.harness.errors import BenchError, UsageError, WeightsError
 from inpbench.harness.evaluation import evaluate_category
 from inpbench.harness.image_folder import FolderImages
 from inpbench.harness.kept_maps import MapKeeper, MapsOf
@@ -42,7 +42,7 @@ from inpbench.harness.samples import DRAWS
 from inpbench.harness.scratch import Scratch
 from inpbench.harness.snapshots import Fitting, FolderSnapshots
 from inpbench.harness.sources import is_shared, training_id
-from inpbench.harness.stamp import hardware_class, hardware_so_far, make_stamp
+from inpbench.harness.stamp import code_in_words, code_so_far, hardware_class, hardware_so_far, make_stamp
 from inpbench.harness.training import decoded_for_training, fit, shared_model, snapshots_in, support_of
 from inpbench.harness.weights import BesideCheckpoint, WeightStore
 
@@ -130,6 +130,7 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
             options.team.on_loss = partial(record_failure, cell, store, None, options.notes)
         try:
             hardware_so_far(work, options.device)
+            code_so_far(work)
             if phase == "train":
                 _train(record, cell, work, options, progress, store)
                 record.status, record.finished = "trained", timestamp()
@@ -147,6 +148,20 @@ def run_cell(cell: Cell, store: RecordStore, options: Options, progress: Progres
         if kept:
             _drop_the_earlier(path, phase, options)
     return record
+
+
+def _check_weights(cell: Cell, options: Options) -> None:
+    """Raise `WeightsError` where a file that was just read is not the one of the plan: hours may lie between them."""
+    assert cell.request is not None
+    store = options.weights if cell.request.checkpoint is None else BesideCheckpoint(options.weights)
+    now = {spec.name: store.identity(spec) for spec in cell.method.weights(cell.params)}
+    if cell.request.checkpoint is not None:
+        now["checkpoint"] = options.weights.hash_file(cell.request.checkpoint)
+    then = cell.identity["weights"] | {"checkpoint": cell.identity["checkpoint"]}
+    if changed := [name for name, identity in now.items() if identity != then[name]]:
+        raise WeightsError(
+            f"The file of {changed[0]} is another one than when this run was planned.", "Run the same command again."
+        )
 
 
 def _drop_the_earlier(path: Path, phase: str, options: Options) -> None:
@@ -265,10 +280,12 @@ def _fill(record: Record, cell: Cell, work: Path, options: Options, progress: Pr
 
 
 def _stamp(cell: Cell, work: Path, cost: Cost, options: Options) -> dict[str, Any]:
-    """Where the cell ended, under which versions, and on what other hardware it began."""
+    """Where the cell ended, under which versions, and on what other hardware and versions it began."""
     stamp = make_stamp(options.device, eval_batch=options.eval_batch, team=cost.team, **options.stamp)
     if earlier := sorted(hardware_so_far(work, options.device) - {hardware_class(options.device)}):
         stamp["hardware_before"] = earlier
+    if earlier := sorted(code_so_far(work) - {code_in_words()}):
+        stamp["code_before"] = earlier
     stamp["packages"] |= METHODS.package(cell.method.name) | DATASETS.package(cell.dataset.name)
     return stamp
 
@@ -329,7 +346,9 @@ def build_method(cell: Cell, options: Options, progress: Progress, setting: str,
         images=FolderImages,
         ranks=options.team or Alone(),
     )
-    return resolve(cell.method.target)(cell.params, context)
+    method = resolve(cell.method.target)(cell.params, context)
+    _check_weights(cell, options)
+    return method
 
 
 def _trained_method(
@@ -356,6 +375,7 @@ def _trained_method(
         if not hasattr(method, "load_official"):
             raise UsageError(f"{cell.method.name} has no official checkpoints.", "Leave --checkpoint out.")
         method.load_official(options.weights.read_file(cell.request.checkpoint))
+        _check_weights(cell, options)
         fitting = Fitting(0.0)  # whatever it was, it is not known
     elif cell.setting.name not in cell.method.untrained:
         fitting = fit(method, cell, cell.setting.name, units_of(cell)[unit].trained, snapshots, options, progress)

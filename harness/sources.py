@@ -35,7 +35,7 @@ def source_of(setting: Setting, manifests: Sequence[Manifest]) -> dict[str, Any]
                 "dataset": manifest.info.name,
                 "dataset_version": manifest.info.version,
                 "dataset_params": plain(manifest.params),
-                "manifest": f"sha256:{manifest.sha256}",
+                "manifest": manifest.identity,
                 "categories": list(manifest.categories),
             }
             for manifest in manifests
@@ -88,6 +88,12 @@ def in_words(identity: Mapping[str, Any]) -> str:
     return f"{'of' if identity['setting'] == 'super_multi_class' else 'from'} {source['dataset']}"
 
 
+def manifest_in_words(manifest: str) -> str:
+    """`content 0123456789ab`, or `manifest ...` where it is of names (and, in earlier records, sizes) alone."""
+    kind, _, digest = manifest.rpartition(":")
+    return f"{'content' if kind == 'content' else 'manifest'} {digest[:12]}"
+
+
 def caption_of(source: Mapping[str, Any]) -> list[str]:
     """One line for each data set that was trained on."""
     if not source.get("sets"):
@@ -96,6 +102,6 @@ def caption_of(source: Mapping[str, Any]) -> list[str]:
     return [
         f"Trained on: {item['dataset']} v{item['dataset_version']}, {len(item['categories'])} categories, "
         + "".join(f"{key}={value}, " for key, value in sorted(item["dataset_params"].items()))
-        + f"manifest {item['manifest'].removeprefix('sha256:')[:12]}"
+        + manifest_in_words(item["manifest"])
         for item in source["sets"]
     ]

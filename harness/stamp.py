@@ -158,17 +158,30 @@ def hardware_class(device: Any = "cpu") -> str:
 
 
 def hardware_so_far(work: Path, device: Any) -> set[str]:
-    """The classes of hardware that have worked on an unfinished cell, this one included; kept in its folder for the next process.
+    """The classes of hardware that have worked on an unfinished cell, this one included. Raises as `_so_far`."""
+    return _so_far(work / "hardware", hardware_class(device))
 
-    Raises `RecordError` where that cannot be written.
-    """
+
+def code_so_far(work: Path) -> set[str]:
+    """The versions of the bench and of torch that have worked on an unfinished cell, this one included. Raises as `_so_far`."""
+    return _so_far(work / "code", code_in_words())
+
+
+def code_in_words() -> str:
+    """The commit (+: with changes), or the release, and torch: `0123456+, torch 2.6.0`."""
+    state, versions = git_state(), packages()
+    mine = f"{state['commit'][:7]}{'+' * state['dirty']}" if state else f"inpbench {versions.get('inpbench', 'unknown')}"
+    return f"{mine}, torch {versions.get('torch', 'unknown')}"
+
+
+def _so_far(file: Path, mine: str) -> set[str]:
+    """What the processes that worked on a cell said of themselves, kept for the next. `RecordError` where it cannot be written."""
     from inpbench.harness.atomic import write_text
     from inpbench.harness.small_files import read_json
 
-    file, mine = work / "hardware", hardware_class(device)
     try:
         known = {str(name) for name in read_json(file)}
-    except (OSError, ValueError, TypeError):  # none yet, or damaged: it tells of costs, not of numbers
+    except (OSError, ValueError, TypeError):  # none yet, or damaged: it tells where numbers come from, not what they are
         known = set()
     if mine not in known:
         write_text(file, json.dumps(sorted(known | {mine})))

@@ -34,13 +34,13 @@ _CONTAINERS = ("model", "state_dict", "teacher", "model_state")
 _PARTS = ("encoder_state_dict", "decoder_state_dict")
 _SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 
-_hashes: dict[tuple[str, int, int], str] = {}  # (path, mtime in ns, size) -> sha256
+_hashes: dict[tuple[str, int, int, int], str] = {}  # (path, mtime in ns, size) -> sha256
 
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file as hex; computed once a process as long as the file does not change."""
     stat = path.stat()
-    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
     if key not in _hashes:
         digest = hashlib.sha256()
         with path.open("rb") as stream:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trees
 from commands import TINY, bench
 
 from inpbench.harness import registry, runner, stamp
@@ -52,35 +49,21 @@ def test_what_was_tested_without_intervals_is_tested_again_with_them(tmp_path: P
     assert all({"draws", "jackknife"} <= set(table) for table in store.read_samples(record).values())
 
 
-def test_files_that_are_younger_than_the_record_are_spoken_of(tmp_path: Path) -> None:
-    """Their content is not read: an image of the same size under the same name may be another."""
-    root = trees.mvtec(tmp_path / "data")
-    images = [path for path in root.rglob("*") if path.is_file()]
-    before = time.time_ns() - 10**12
-    for path in images:
-        os.utime(path, ns=(before, before))
-    run = ["run", "-m", "raw_pixel", "--preset", "smoke", "-d", "mvtec_ad", "--data-root", root, "--results", tmp_path / "results"]
-    assert bench(*run, "--display", "none").code == 0
-    plan = bench(*run, "--dry-run", "--json").json()["cells"]
-    assert [cell["status"] for cell in plan] == ["done"] and "written after" not in plan[0]["reason"]
-    later = time.time_ns() + 10**11
-    used = next(path for path in images if path.parts[-2] == "good")
-    os.utime(used, ns=(later, later))
-    plan = bench(*run, "--dry-run", "--json").json()["cells"]
-    assert plan[0]["status"] == "done" and "1 files of the data set were written after it: --force" in plan[0]["reason"]
-
-
-def test_a_cell_that_was_begun_on_other_hardware_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_was_begun_on_other_hardware_and_versions_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(stamp, "hardware_class", lambda device="cpu": "cuda-h100")
+        patch.setattr(stamp, "code_in_words", lambda: "0123456, torch 1.0")
         assert bench(*RUN, "--phase", "train", "--results", tmp_path).code == 0
     assert bench(*RUN, "--phase", "test", "--results", tmp_path).code == 0
     [record] = RecordStore(tmp_path).all()
     assert record.stamp["hardware"].startswith("cpu-") and record.stamp["hardware_before"] == ["cuda-h100"]
-    assert "in part on cuda-h100, where the cell was begun" in bench("leaderboard", "--results", tmp_path, "-f", "markdown").out
+    assert record.stamp["code_before"] == ["0123456, torch 1.0"]
+    table = bench("leaderboard", "--results", tmp_path, "-f", "markdown").out
+    assert "in part on cuda-h100, where the cell was begun" in table
+    assert "in part under 0123456, torch 1.0, where the cell was begun" in table
     assert bench(*RUN, "--force", "--results", tmp_path).code == 0
     [record] = RecordStore(tmp_path).all()
-    assert "hardware_before" not in record.stamp
+    assert "hardware_before" not in record.stamp and "code_before" not in record.stamp
 
 
 def test_the_package_of_a_third_partys_method_stands_in_the_stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from interpreter import PYTHON
 from mutations import damaged as wounded
 from mutations import survive, within
 
+from inpbench.harness.category_result import check_names
 from inpbench.harness.errors import BenchError, DataError, UsageError, WeightsError
 from inpbench.harness.image_files import find_images
 from inpbench.harness.manifest import open_manifest
@@ -399,6 +400,23 @@ def test_case_collisions_and_long_names(tmp_path: Path) -> None:
     info = DATASETS.get("folder")
     manifest = open_manifest(info, info.params(), root)
     assert len({s.image for s in manifest.samples}) == len(manifest.samples) == 13
+
+
+def test_categories_that_would_share_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Nut` and `nut` are two files here and one on most Macs, where the numbers of one would be taken for those of the other."""
+    root = trees.mvtec(tmp_path / "data", ("Nut", "nut", "weave"))
+    run = ("run", "--methods", "raw_pixel", "--preset", "smoke", "--dataset", "folder", "--data-root", root, "--dry-run", "--json")
+    run = (*run, "--results", tmp_path / "new" / "runs")
+    assert [cell["status"] for cell in bench(*run).json()["cells"]] == ["todo"]
+    with monkeypatch.context() as patch:  # as a file system answers that ignores case
+        patch.setattr(Path, "exists", lambda path: os.path.lexists(path) or os.path.lexists(path.with_name(path.name.swapcase())))
+        patch.setattr(Path, "samefile", lambda path, other: str(path).lower() == str(other).lower())
+        refused = bench(*run)
+        assert refused.code == 2 and "'Nut' and 'nut' would be one file" in refused.err and "ignores case" in refused.err
+        assert bench(*run, "--categories", "nut,weave").code == 0
+    check_names(("a/b", "a_c"), tmp_path)
+    with pytest.raises(UsageError, match="'a/b' and 'a_b' would have one file name"):
+        check_names(("a/b", "a_b"), tmp_path)
 
 
 def test_a_home_folder_that_nobody_has() -> None:

@@ -59,6 +59,16 @@ def test_methods_params_inputs_and_weights_share_a_table_but_not_a_row():
     assert [row.mean("i_auroc") for row in rows_of(family)] == [0.9, 0.8, 0.7, 0.6, 0.5]
 
 
+def test_what_records_of_one_protocol_do_not_share_stands_above_them():
+    made = [record(0.9, stamp={"packages": {"torch": "2.6.0"}}), record(0.8, seed=1, stamp={"packages": {"torch": "2.6.0"}})]
+    assert not any("torch" in line or "NOT ALL" in line for table in build_tables(made) for line in table.caption)
+    made.append(record(0.7, method="dinomaly", stamp={"packages": {"torch": "2.4.1"}}))
+    made[-1].metrics["counts"]["bottle"]["normal"] -= 1
+    for table in (*build_tables(made), *build_tables(made, by="category")):
+        assert any("Run under torch 2.4.1, 2.6.0" in line for line in table.caption)
+        assert any("NOT ALL ROWS WERE TESTED ON THE SAME NUMBER OF IMAGES" in line for line in table.caption)
+
+
 def test_rows_that_would_look_alike_are_told_apart():
     made = [record(0.9), record(0.8, method_version=2), record(0.7, engine="reference")]
     made.append(record(0.6, checkpoint="sha256:" + "9" * 64))
@@ -340,6 +350,8 @@ def test_pixel_metrics_need_the_same_mask_rule_and_definition(rule, variant, sho
         ({"weights": {"x": "builtin:v1"}}, "official weights"),
         ({"limit": 5}, "limited to 5"),
         ({"label": "inp_former(inp_num=4)"}, "parameters differ"),
+        ({"params": record().identity["params"] | {"inp_num": 4}}, "parameters differ"),  # under an edited label
+        ({"params": record().identity["params"] | {"encoder": "dinov2reg_vit_small_14"}}, "parameters differ"),  # in no label
         ({"selection": "best_on_test"}, "chosen on the test set"),
         ({"source": {"dataset": "visa"}}, "source data set"),
         ({"categories": ["bottle"]}, "official categories"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from commands import TINY, bench
 
+from inpbench.harness.records import RecordStore
 from inpbench.methods.inp_former.method import InpFormer
 from inpbench.methods.raw_pixel.model import RawPixel
 
@@ -125,3 +126,17 @@ def test_what_a_phase_cannot_do(results: Path, tmp_path: Path, fits: list[type])
     next(results.rglob("weave.safetensors")).unlink()
     half = bench(*single, "--phase", "test")
     assert half.code == 1 and "The model 'weave' is not kept" in half.err and len(fits) == 2
+
+
+@pytest.mark.parametrize("swapped", ["category", "seed"])
+def test_a_kept_model_of_another_name_or_record_is_refused(swapped: str, tmp_path: Path) -> None:
+    """A file under the right name is not the right file: its header says whose model it is."""
+    run = [*RAW, "--preset", "smoke", "-s", "single_class", "--display", "none", "--results", tmp_path, "--seeds"]
+    assert bench(*run, "1,2").code == 0
+    one, two = (RecordStore(tmp_path).path_of(record.identity).with_suffix(".models") for record in RecordStore(tmp_path).all())
+    source = one / "nut.safetensors" if swapped == "category" else two / "weave.safetensors"
+    (one / "weave.safetensors").write_bytes(source.read_bytes())
+    seed = next(r.identity["seed"] for r in RecordStore(tmp_path).all() if r.id12 == one.stem)
+    again = bench(*run, seed, "--phase", "test", "--force")
+    assert again.code == 1 and "it was copied there" in again.err
+    assert all(record.status == "done" for record in RecordStore(tmp_path).all()), "the earlier numbers stand"

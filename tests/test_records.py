@@ -399,6 +399,23 @@ def test_an_ambiguous_beginning_is_refused(tmp_path):
         Pretending(tmp_path).find(made.id[:6])
 
 
+@pytest.mark.parametrize("name", ["{} (copy).json", "{}.old.json", "../copies/{}.json"])
+def test_a_copy_of_before_a_cell_was_run_again_is_no_record(tmp_path, name):
+    """Its identity is the same and its numbers are the old ones: it may neither be found nor stand in a table."""
+    store = RecordStore(tmp_path)
+    path = store.write(record(0.5))
+    copy = path.parent / name.format(path.stem)
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes(path.read_bytes())
+    new = record(0.9)
+    store.write(new)
+    listing = store.all()
+    assert [each.mean("i_auroc") for each in listing] == [0.9] and "is a copy" in listing.warnings[0]
+    assert store.find(new.id).mean("i_auroc") == 0.9 and store.find(new.id[:8]).mean("i_auroc") == 0.9
+    path.unlink()
+    assert store.find(new.id) is None and copy.is_file()
+
+
 def test_broken_and_foreign_files_are_reported_and_kept(tmp_path):
     store = RecordStore(tmp_path)
     path = store.write(record())

@@ -41,6 +41,9 @@ def test_a_record_is_confirmed_and_a_changed_map_is_found(results: Path) -> None
     np.save(path, maps)
     outcome = bench("rescore", id, "--results", results)
     assert outcome.code == 1 and "nut p_auroc: recorded" in outcome.out and "nut i_auroc" not in outcome.out
+    outcome = bench("rescore", id, "--variant", "paper", "--results", results)
+    assert outcome.code != 0 and "The kept maps of nut are not those of record" in outcome.err
+    assert len(RecordStore(results).all()) == 1, "maps that do not give the record's numbers give no others"
 
 
 def test_another_variant_is_the_record_that_a_run_would_have_written(results: Path, tmp_path: Path) -> None:
@@ -53,7 +56,7 @@ def test_another_variant_is_the_record_that_a_run_would_have_written(results: Pa
     assert bench(*run, "--results", tmp_path / "run").code == 0
     [theirs] = RecordStore(tmp_path / "run").all()
     assert mine.id == theirs.id and mine.metrics == theirs.metrics
-    assert any("rescored" in note for note in mine.notes)
+    assert any("rescored" in note for note in mine.notes) and "torch" in mine.stamp["rescored_by"]
     ours, others = store.read_samples(mine), RecordStore(tmp_path / "run").read_samples(theirs)
     assert all(np.array_equal(ours[c]["draws"], others[c]["draws"], equal_nan=True) for c in others)
 

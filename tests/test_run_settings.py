@@ -87,7 +87,7 @@ def mvtec(categories: tuple[str, ...]) -> Manifest:
         for category in categories
         for index in range(MVTEC_AD.counts[category].train)
     )
-    return Manifest(MVTEC_AD, NoParams(), Path("/nowhere"), True, samples, {}, "")
+    return Manifest(MVTEC_AD, NoParams(), Path("/nowhere"), True, samples, {})
 
 
 @pytest.mark.parametrize("shots", [1, 2, 4])
@@ -106,10 +106,10 @@ def test_categories_of_no_published_set_are_drawn_in_one_stream() -> None:
         Sample("a/train/1.png", "a", "train", 0),
         Sample("a/test/0.png", "a", "test", 0),
     )
-    manifest = Manifest(MVTEC_AD, NoParams(), Path("/nowhere"), True, own, {}, "")
+    manifest = Manifest(MVTEC_AD, NoParams(), Path("/nowhere"), True, own, {})
     assert draw_of(manifest, 2, 3) == draw_support({"a": 2}, 2, 3)
     with pytest.raises(UsageError, match="b has 0 normal training images, 1 shots"):
-        draw_of(Manifest(MVTEC_AD, NoParams(), Path("/"), True, (*own, Sample("b/0", "b", "test", 0)), {}, ""), 1, 1)
+        draw_of(Manifest(MVTEC_AD, NoParams(), Path("/"), True, (*own, Sample("b/0", "b", "test", 0)), {}), 1, 1)
 
 
 def test_an_unreadable_support_image_is_an_error_even_when_lenient(results: Path, tmp_path: Path) -> None:

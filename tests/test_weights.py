@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from inpbench.harness import weights
 from inpbench.harness.api import WeightSpec
 from inpbench.harness.errors import EXIT_MISSING, WeightsError
-from inpbench.harness.weights import WeightStore, read_tensors
+from inpbench.harness.weights import BesideCheckpoint, WeightStore, read_tensors
 
 SPEC = WeightSpec(name="tiny_vit", file="tiny.pth", url="https://example.org/tiny.pth", timm="tiny_timm")
 
@@ -120,16 +121,41 @@ def test_identities(tmp_path: Path) -> None:
         WeightStore().identity(SPEC)
 
 
-def test_the_hash_is_computed_once_and_again_when_the_file_changes(tmp_path: Path) -> None:
+def test_a_file_that_was_swapped_since_the_plan_is_refused(tmp_path: Path) -> None:
+    """A queue of cells runs for hours: each compares the file that it read with the identity that it was planned under."""
+    from types import SimpleNamespace
+
+    from inpbench.harness.runner import _check_weights
+
+    path, store = save(tmp_path / "tiny.pth", tensors()), WeightStore(str(tmp_path / "tiny.pth"))
+    cell: Any = SimpleNamespace(
+        request=SimpleNamespace(checkpoint=None),
+        method=SimpleNamespace(weights=lambda params: (SPEC,)),
+        params=None,
+        identity={"weights": {SPEC.name: store.identity(SPEC)}, "checkpoint": None},
+    )
+    options: Any = SimpleNamespace(weights=store)
+    _check_weights(cell, options)
+    save(path, {name: value + 1 for name, value in tensors().items()})
+    with pytest.raises(WeightsError, match=f"The file of {SPEC.name} is another one than when this run was planned"):
+        _check_weights(cell, options)
+    cell.identity["weights"][SPEC.name] = BesideCheckpoint(store).identity(SPEC)
+    cell.request.checkpoint, cell.identity["checkpoint"] = path, "sha256:" + "0" * 64
+    with pytest.raises(WeightsError, match="The file of checkpoint"):
+        _check_weights(cell, options)
+
+
+def test_the_hash_is_computed_once_and_again_when_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "tiny.pth", tensors())
     first = WeightStore(str(path)).identity(SPEC)
+    with monkeypatch.context() as patch:
+        patch.setattr("inpbench.harness.weights.hashlib.sha256", None)
+        assert WeightStore(str(path)).identity(SPEC) == first
     stat = path.stat()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert WeightStore(str(path)).identity(SPEC) == first  # same size and time: not read again
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # another file of the same size and time
     assert WeightStore(str(path)).identity(SPEC) != first
 
 

@@ -65,6 +65,8 @@ def _print_report(report: AuditReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from inpbench.harness.sources import manifest_in_words
+
     console = Console(highlight=False)
     document = report.to_json()
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -89,6 +91,7 @@ def _print_report(report: AuditReport) -> None:
         console.print(Text(harmless(f"{entry['status']:<18} {entry['file'] or '.'}: {entry['message']}")), soft_wrap=True)
     errors = "all is well" if report.ok else "not fit to be measured on"
     console.print(f"{len(document['files'])} findings in {document['root']}: {errors}", markup=False, soft_wrap=True)
+    console.print(f"{manifest_in_words(document['manifest'])}: the same wherever all files are the same", markup=False)
 
 
 @app.command(cls=Verb)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from inpbench.harness.metrics import METRICS
+from inpbench.harness.params import plain
 from inpbench.harness.records import Record, new_record
+from inpbench.harness.registry import METHODS
 
 CATEGORIES = ["bottle", "câble"]
 
@@ -16,7 +19,7 @@ def identity(**changes: Any) -> dict[str, Any]:
         "v": 1,
         "method": "inp_former",
         "method_version": 1,
-        "params": {"inp_num": 6, "lr": 0.001},
+        "params": json.loads(json.dumps(plain(METHODS.get("inp_former").params()))),
         "setting": "multi_class",
         "setting_version": 1,
         "shots": 0,
