@@ -152,7 +152,7 @@ class Bench:
         return method
 
     def learned(self, setting: Setting | None = None) -> Any:
-        """What `fitted` gives, the same one for every check that leaves it as it was. One bench at a time keeps one: they are large."""
+        """What `fitted` gives, one for all checks that leave it as it was. One bench at a time keeps one: methods are large."""
         if setting not in (None, self.setting):
             return self.fitted(setting=setting)
         if self not in Bench._learned:
