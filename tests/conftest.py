@@ -23,6 +23,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "160")
         yield
+    gc.unfreeze()  # of every module's `_imports_are_no_garbage`
 
 
 @pytest.fixture(scope="module", autouse=True)
