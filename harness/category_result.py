@@ -32,9 +32,7 @@ class CategoryResult:
     undefined: dict[str, str]  # metric -> why it has no value
     bounds: dict[str, float]  # metric -> largest error of the streamed value
     counts: dict[str, int]  # normal, anomalous
-    samples: dict[
-        str, list[Any]
-    ]  # image, score, label: one entry an image, in the manifest's order; draws (7, D), jackknife (7, I)
+    samples: dict[str, list[Any]]  # image, score, label: one entry an image, in the manifest's order; draws, jackknife: samples.py
     images: int
     predict_s: float
     enter_s: float = 0.0  # of `enter` and `consult`, where the method has them

@@ -108,8 +108,8 @@ def count_cost(method: Any, size: Size, options: Options, cost: Cost) -> None:
     """Fill in parameters, operations and memory.
 
     Learned ("trainable") are the numbers of the method's `state()`: weights, or a memory bank, but not the reference images that a
-    method which is told the category keeps (`references/...`). The total adds the parameters of the
-    torch modules among its attributes that are not in the state: the frozen encoder.
+    method which is told the category keeps (`references/...`). The total adds the parameters of those torch modules among its
+    attributes that are not in the state: the frozen encoder.
     """
     state = {key: value for key, value in method.state().items() if not key.startswith("references/")}
     modules = [value for value in vars(method).values() if isinstance(value, torch.nn.Module)]

@@ -141,9 +141,8 @@ def scale_of(run: Run, reference: NDArray[np.float64] | None) -> tuple[Scale, st
         abs(row.score - level) > 1e-6 * abs(level) for row, level in zip(run.done, run.levels, strict=True) if row.score
     )
     if reference is not None and len(reference) > 1 and not own_scores:
-        return make_scale(
-            float(reference.min()), float(reference.max())
-        ), "lowest to highest image score of the record's test images"
+        scale = make_scale(float(reference.min()), float(reference.max()))
+        return scale, "lowest to highest image score of the record's test images"
     return make_scale(float(np.median(run.medians)), max(run.levels)), "median of the maps to highest level of these images"
 
 

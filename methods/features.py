@@ -136,9 +136,8 @@ class FeatureSource:
         """Encode the images that this process keeps; gives up after the first batch if no tier (of any process) has room."""
         count, ctx, ranks = len(self._train), self._ctx, self._shard.ranks
         own = [index for index in range(count) if self._owner(index) == ranks.rank]
-        halved = (
-            ctx.device.type == "cuda" and ctx.dtype == torch.float32 and not self._exact
-        )  # the encoder computed in bfloat16 there
+        # On CUDA the encoder has computed in bfloat16.
+        halved = ctx.device.type == "cuda" and ctx.dtype == torch.float32 and not self._exact
         stored: tuple[Tensor, ...] = ()
         for start in range(0, max(len(own), 1), batch_size):
             indices = own[start : start + batch_size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "160")
         yield
+    gc.unfreeze()  # of every module's `_imports_are_no_garbage`
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_no_garbage() -> None:
+    """A cell ends with a full collection: without the half a million objects of imported packages it costs nothing."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

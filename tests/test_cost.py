@@ -20,6 +20,7 @@ from inpbench.harness.api import Prediction
 from inpbench.harness.cost import Cost, count_cost
 from inpbench.harness.cost_table import QUANTITIES, cost_tables
 from inpbench.harness.leaderboard import build_tables
+from inpbench.harness.snapshots import Fitting
 from inpbench.harness.tables import FORMATS, render
 
 CPU = torch.device("cpu")
@@ -39,6 +40,17 @@ def costly(value: float, seed: int = 0, hardware: str = "cpu-x86_64-2", **cost: 
     } | cost
     made.stamp["eval_batch"] = 16
     return made
+
+
+def test_a_cost_is_the_sum_over_categories_and_models() -> None:
+    cost = Cost()
+    for seconds in (2.0, 3.5):
+        cost.add_fit(Fitting(seconds))
+    tested = [SimpleNamespace(images=30, predict_s=2.0, enter_s=0.0), SimpleNamespace(images=50, predict_s=6.0, enter_s=0.5)]
+    found = cost.as_dict(iter(tested))  # type: ignore[arg-type]
+    assert (found["fit_s"], found["predict_s"], found["enter_s"], found["predict_images_per_s"]) == (5.5, 8.0, 0.5, 10.0)
+    nothing = cost.as_dict(())
+    assert nothing["predict_images_per_s"] is None and "enter_s" not in nothing
 
 
 class Bank:

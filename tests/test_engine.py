@@ -151,16 +151,16 @@ def test_a_failing_compiler_costs_no_result(monkeypatch: pytest.MonkeyPatch, cap
 class Patterns(Stripes):
     """Stripes whose phase and slope differ from image to image, some with a spot."""
 
-    def __init__(self, count: int, first: int = 0) -> None:
-        super().__init__(SIZE, count)
-        self.first = first
+    def __init__(self, count: int, first: int = 0, size: tuple[int, int] = SIZE) -> None:
+        super().__init__(size, count)
         self.pictures = torch.stack([self.draw(first + i) for i in range(count)])
 
     def draw(self, number: int) -> Tensor:
         generator = torch.Generator().manual_seed(number)
-        rows, columns = torch.meshgrid(torch.arange(float(SIZE[0])), torch.arange(float(SIZE[1])), indexing="ij")
+        rows, columns = torch.meshgrid(torch.arange(float(self.size[0])), torch.arange(float(self.size[1])), indexing="ij")
         phase = 6.0 * float(torch.rand((), generator=generator))
-        return torch.sin((rows + 0.6 * columns) / 4.0 + phase).expand(3, -1, -1) + 0.05 * torch.randn(3, *SIZE, generator=generator)
+        noise = torch.randn(3, *self.size, generator=generator)
+        return torch.sin((rows + 0.6 * columns) / 4.0 + phase).expand(3, -1, -1) + 0.05 * noise
 
     def batch(self, indices: Any) -> Tensor:
         return self.pictures[list(indices)]
@@ -268,15 +268,16 @@ def test_encoder_and_network_are_captured_whole(name: str, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["inp_former", "dinomaly"])
-def test_loss_curves_over_300_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Means of 20 steps lie within 10 % while the loss falls, the last 100 steps within 2 %, the mean of 50 within 0.5 %.
+@pytest.mark.parametrize(("name", "falling", "last", "mean"), [("inp_former", 0.1, 0.05, 0.02), ("dinomaly", 1e-3, 1e-3, 1e-4)])
+def test_loss_curves_over_300_steps(name: str, falling: float, last: float, mean: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means of 20 steps agree while the loss falls, so do the last 100 steps, and their mean: within these shares of themselves.
 
-    Measured for INP-Former in factors: 13 % at the worst single step, 0.9 % in the last 100, 0.005 % in the mean of the last 50.
+    Measured for INP-Former in factors, whose training amplifies rounding: 0.06, 0.02 and 0.007; for Dinomaly 4e-6, 4e-6 and 6e-7.
     """
     monkeypatch.setattr("inpbench.methods.inp_former.model.pays", lambda *_: True)
-    train = Patterns(12)
-    fast, slow = (torch.tensor(curve(build(name, engine, steps="300"), train, 300)) for engine in ("fast", "reference"))
-    torch.testing.assert_close(fast.view(15, 20).mean(1), slow.view(15, 20).mean(1), rtol=0.10, atol=0.0)
-    torch.testing.assert_close(fast[-100:], slow[-100:], rtol=2e-2, atol=0.0)
-    torch.testing.assert_close(fast[-50:].mean(), slow[-50:].mean(), rtol=5e-3, atol=0.0)
+    train, small = Patterns(12, size=(56, 56)), {"input_size": "56", "crop_size": "56", "steps": "300"}
+    fast, slow = (torch.tensor(curve(build(name, engine, **small), train, 300)) for engine in ("fast", "reference"))
+    assert slow[-20:].mean() < 0.1 * slow[0]
+    torch.testing.assert_close(fast.view(15, 20).mean(1), slow.view(15, 20).mean(1), rtol=falling, atol=0.0)
+    torch.testing.assert_close(fast[-100:], slow[-100:], rtol=last, atol=0.0)
+    torch.testing.assert_close(fast[-100:].mean(), slow[-100:].mean(), rtol=mean, atol=0.0)

@@ -12,6 +12,7 @@ import pytest
 from recordkit import record
 
 from inpbench.harness.errors import RecordError
+from inpbench.harness.marks import CLAIMED, ORACLE, PROMPTS, TOLD, obstacles
 from inpbench.harness.metrics import METRICS
 from inpbench.harness.reported import DEFINITIONS, OFFICIAL_SCORING, compare, load_reported, parse
 from inpbench.harness.settings import SETTINGS
@@ -84,6 +85,10 @@ def test_headline_numbers():
 def test_numbers_of_the_oracle_protocol_are_never_references():
     entries = [entry for entry in _entries("pmad.json") if entry.method == "pmad"]
     assert entries and not any(entry.reference for entry in entries) and all("oracle" in entry.protocol for entry in entries)
+
+
+def test_an_oracle_is_not_comparable_and_what_a_method_is_told_does_not_forbid_it():
+    assert obstacles([TOLD, ORACLE, PROMPTS, "random weights", CLAIMED]) == [ORACLE, "random weights"]
 
 
 def test_the_official_scoring_is_the_default_scoring():

@@ -214,6 +214,22 @@ def test_a_small_difference_shows_on_the_same_images_and_a_smaller_does_not() ->
     assert not isinstance(unclear, str) and not unclear.significant and unclear.p > 0.05
 
 
+def test_what_one_image_does_to_both_methods_is_no_doubt_about_their_difference() -> None:
+    """Draws and jackknife alike: of two methods that every image moves together only what each has of its own counts."""
+    rng = np.random.default_rng(3)
+    labels = {"nut": np.repeat((0, 1), (20, 20))}
+    draws, left_out = rng.normal(0.8, 0.05, (len(METRICS), 1000)), rng.normal(0, 1e-2, (len(METRICS), 40))
+
+    def method(shift: float) -> Evidence:
+        own = [part + rng.normal(0, 1e-4, part.shape) for part in (draws + shift, left_out)]
+        return Evidence({"nut": own[0]}, {"nut": tuple(map(str, range(40)))}, labels, {"nut": own[1]})
+
+    first, second = method(0.01), method(0.0)
+    alone, found = first.interval("i_auroc", 0.81), paired(first, second, "i_auroc", (0.81, 0.80))
+    assert alone is not None and alone.high - alone.low > 0.1
+    assert not isinstance(found, str) and found.interval.high - found.interval.low < 0.01 and found.better == 1
+
+
 def test_what_is_not_compared_says_why() -> None:
     other = evidence(0.0, images=IMAGES | {"bottle": tuple("abcdefgx")})
     assert paired(evidence(0), other, "p_ap", (0.5, 0.5)) == "they were tested on different images"

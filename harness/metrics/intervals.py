@@ -84,9 +84,8 @@ def estimate(metric: str, value: float, parts: Sequence[Resampled]) -> Estimate:
     """metric: its name. value: the plain mean over categories as it was measured. parts: the categories, drawn independently."""
     chance = 0.5 if metric.endswith("auroc") else 0.0
     # Calling every image anomalous finds all of them.
-    floor = (
-        float(np.mean([2 * mean / (1 + mean) for part in parts for mean in [part.labels.mean()]])) if metric == "i_f1max" else 0.0
-    )
+    anomalous = [part.labels.mean() for part in parts]  # shares of the images
+    floor = float(np.mean([2 * share / (1 + share) for share in anomalous])) if metric == "i_f1max" else 0.0
     spreads = [_spread(part) for part in parts]
     rate = _OF_A_MAXIMUM if metric.endswith("f1max") else 1.0
     bias = rate * (sum(mean for mean, _, _ in spreads) / len(parts) - value)
