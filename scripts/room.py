@@ -1,8 +1,8 @@
 """Whether a disk has the room that `make setup` takes: pip's own answer, after minutes of downloads, is `[Errno 28]`.
 
-Two thirds of `--need` are the packages in .venv (what it holds already is not needed twice), one third their downloads in the folder
-for temporary files. Where pip's cache would not fit, too, its flag is printed to do without. A disk that cannot be asked stops nobody.
-Run by the Makefile; the standard library alone.
+Two thirds of `--need` are the packages in .venv (what it holds already is not needed twice), one third their downloads in the
+folder for temporary files. Where pip's cache would not fit, too, the flag to do without it is printed. A disk that cannot be asked
+stops nobody. Run by the Makefile; the standard library alone.
 """
 
 from __future__ import annotations

@@ -285,7 +285,9 @@ def test_every_encoder_that_a_method_takes_is_listed(monkeypatch: pytest.MonkeyP
 
 def test_list_of_parameters() -> None:
     rows = {row["parameter"]: row for row in bench("list", "methods", "--params", "inp_former", "--json").json()}
-    assert rows["inp_num"]["default"] == 6 and rows["batch_size"]["default"] == 16
+    assert rows["inp_num"]["default"] == 6 and rows["batch_size"]["default"] == 16 and "images" in rows["batch_size"]["meaning"]
+    shown = bench("list", "methods", "--params", "inp_former").out
+    assert "centre crop" in shown and "smoke" in shown and "crop_size=112" in shown, "as --set takes it"
 
 
 def test_data_verify_and_show(tmp_path: Path) -> None:

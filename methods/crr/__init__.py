@@ -43,8 +43,8 @@ class CrrParams(NoisyParams):
     SEGMENTATION_STEPS: ClassVar[Mapping[str, int]] = {"multi_class": 8_000, "single_class": 800}
 
     dropout: float = 0.4  # of the bottleneck, after the mask
-    mask_share: float = 0.4  # of the elements of the bottleneck's input that are set to 0; the rest is not scaled
-    mask_at_test: Literal["official", "expected", "off"] = "official"  # one mask for all images, times 1 - mask_share, none
+    mask_share: float = 0.4  # share of the bottleneck's input that is set to 0; the rest is not scaled
+    mask_at_test: Literal["official", "expected", "off"] = "official"  # one mask for all images; times 1 - mask_share; no mask
     mask_seed: int = 1  # of the mask at test time with `official`; the test script's seed
     texture_folder: str | None = None  # of images, e.g. DTD; none: drawn textures (our choice)
     foreground_folder: str | None = None  # of grey maps; none: anomalies everywhere (our choice)

@@ -109,7 +109,7 @@ class PmadParams:
     block_cap: int = 58  # patches of the largest block
 
     epochs: int = 300  # passes of the reconstruction model over the training images
-    batch_size: int = 1  # images; the last, smaller batch of an epoch is dropped
+    batch_size: int = 1  # images a step; the last, smaller batch of an epoch is dropped
     lr: float = 1.5e-3  # highest learning rate
     final_lr: float = 1e-5  # learning rate at the end of the cosine
     warmup_epochs: int = 10  # linear, from 0
