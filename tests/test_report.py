@@ -258,7 +258,7 @@ def test_the_filter_acts_on_the_section_over_data_sets(tmp_path: Path, words: st
     assert hidden == (methods == 0) == (re.search(r'href="#overall-0"[^>]* hidden', shown) is not None)
     assert ('<p class="note" hidden="">No method' in shown) == (methods > 0)
     if methods:
-        [table] = re.findall(r'<table aria-label="I-AUROC over.*?</table>', section[1], re.S)
+        [table] = re.findall(r'<table aria-label="I-AUROC over \d data sets".*?</table>', section[1], re.S)
         assert table.count('scope="row"') == methods and len(re.findall(r'title="Sort by set\d"', table)) == datasets
         [pairs] = re.findall(r"<summary>(\d+) pairs?,", section[1]) or [0]
         assert int(pairs) == methods * (methods - 1) // 2
