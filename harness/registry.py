@@ -10,6 +10,7 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from inpbench.harness.api import DatasetInfo, MethodFamily, MethodInfo
@@ -89,7 +90,10 @@ class Registry(Generic[Info]):
         """The method of a family; raises `UsageError` for a name that is not even that."""
         family = self._family_of(name)
         if family is None:
-            raise UsageError(f"Unknown {self.kind} '{name}'. {self._nearest(name)}", f"Type: bench list {self.kind}s")
+            hint = f"Type: bench list {self.kind}s"
+            if self._info_type is DatasetInfo and name and Path(name).is_dir():
+                hint = f"{name} is a folder; if it holds your images, type: --dataset folder --data-root {name}"
+            raise UsageError(f"Unknown {self.kind} '{name}'. {self._nearest(name)}", hint)
         if name == family.name:
             raise UsageError(
                 f"{name} is a family of {len(family.members)} {self.kind}s: {', '.join(family.members)}.",
