@@ -304,6 +304,18 @@ def test_doctor() -> None:
     assert {"python", "torch", "cuda", "results", "cache"} <= {row["what"] for row in rows}
 
 
+def test_doctor_says_the_same_of_many_once() -> None:
+    from inpbench.harness.cli.doctor import _joined
+
+    def row(ok: bool | None, what: str, detail: str, advice: str = "") -> dict[str, object]:
+        return {"ok": ok, "what": what, "detail": detail, "advice": advice}
+
+    alone = [row(True, "visa: data", "there"), row(True, "elpv: data", "there"), row(None, "threads", "1"), row(None, "cuda", "1")]
+    missing = [row(None, f"{name}: data", "not found", f"Type: bench data show {name}") for name in ("sdd", "mpdd")]
+    assert _joined([*alone, missing[0]]) == [*alone, missing[0]], "one row stays as it is"
+    assert _joined([*alone, *missing])[-1] == row(None, "2 x data", "sdd, mpdd: not found", "Type: bench data show NAME")
+
+
 # --- models ---------------------------------------------------------------------------------------------------------
 
 SMOKE = ["run", "--methods", "inp_former", "--encoder", "builtin", "--preset", "smoke", *TINY]
