@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# GB that the packages and their downloads take; most of it is CUDA's, which macOS has not. ROOM=0: do not look at the disk.
+ROOM ?= $(if $(filter Darwin,$(shell uname -s)),4,10)
 
 .PHONY: help setup links demo test check docs benchmarks gpu-check ray-check clean
 .DEFAULT_GOAL := help
@@ -21,8 +23,9 @@ setup: $(READY)
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev,export,fast]"
+	flags=$$($(BIN)/python scripts/room.py --venv $(VENV) --need $(ROOM)) && \
+	$(BIN)/python -m pip install --quiet --upgrade pip && \
+	$(BIN)/python -m pip install --quiet $$flags --editable ".[dev,export,fast]"
 	touch $@
 
 demo: setup

@@ -64,7 +64,7 @@ class ClassParams:
 
     ABOUT: ClassVar[Classes]
 
-    protocol: Protocol = "one_vs_all"
+    protocol: Protocol = "one_vs_all"  # multi_class: some classes normal together, the others anomalous
 
     @property
     def published(self) -> dict[str, Counts]:

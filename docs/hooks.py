@@ -5,11 +5,7 @@ MkDocs calls `on_page_markdown` for each page. An unknown placeholder stops the 
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
 import re
-import textwrap
 from typing import Any
 
 
@@ -81,54 +77,24 @@ def datasets() -> str:
 
 def parameters(method: str) -> str:
     """The parameters of a method with their defaults and the comment that stands beside each in the code."""
-    from inpbench.harness import params
+    from inpbench.harness import meanings
     from inpbench.harness.registry import METHODS
 
-    info = METHODS.get(method)
-    comments = _comments(info.params)
-    plain = params.plain(info.params(), every=True)
-    rows = [
-        [f"`{name}`", f"`{_typed(plain[name])}`", comments.get(name, "")]
-        for name in (f.name for f in dataclasses.fields(info.params))
-    ]
+    rows = [[f"`{p.name}`", f"`{p.default}`", p.meaning] for p in meanings.parameters(METHODS.get(method).params)]
     return _table(["parameter", "default", "meaning"], rows)
 
 
 def presets(method: str) -> str:
     """The presets of a method."""
+    from inpbench.harness import meanings
     from inpbench.harness.registry import METHODS
 
+    info = METHODS.get(method)
     rows = [
-        [f"`{name}`", ", ".join(f"`{k}={v}`" for k, v in changes.items()) or "the defaults"]
-        for name, changes in METHODS.get(method).presets.items()
+        [f"`{name}`", ", ".join(f"`{change}`" for change in meanings.changes(info.params, changes)) or "the defaults"]
+        for name, changes in info.presets.items()
     ]
     return _table(["preset", "changes"], rows)
-
-
-def _typed(value: Any) -> str:
-    """A value as `--set` takes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    if isinstance(value, list):
-        return (";" if any(isinstance(item, list) for item in value) else ",").join(map(_typed, value))
-    return str(value)
-
-
-def _comments(owner: type) -> dict[str, str]:
-    """Field -> the comment at the end of its line, for a dataclass and the dataclasses it inherits from."""
-    found: dict[str, str] = {}
-    for part in reversed(owner.__mro__):
-        if part is object or not dataclasses.is_dataclass(part):
-            continue
-        source = textwrap.dedent(inspect.getsource(part))
-        lines = source.splitlines()
-        [definition] = ast.parse(source).body
-        assert isinstance(definition, ast.ClassDef)
-        for node in definition.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno is not None:
-                _, _, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("#")
-                found[node.target.id] = comment.strip()
-    return found
 
 
 _TABLES = {table.__name__: table for table in (settings, metrics, variants, methods, datasets, parameters, presets)}

@@ -166,7 +166,9 @@ def row_marks(row: Row, notes: Footnotes) -> list[str]:
     if learned_nothing(row.first.identity):
         marks.append(notes.mark("trained on: nothing"))
     skipped = max(len(record.skipped) for record in row.records)
-    return marks + ([notes.mark(f"{skipped} findings about the data set in the record")] if skipped else [])
+    return marks + (
+        [notes.mark(f"{skipped} finding{'s' if skipped > 1 else ''} about the data set in the record")] if skipped else []
+    )
 
 
 def _choice(row: Row) -> str:
@@ -223,11 +225,11 @@ def _common_reason(comparisons: Sequence[published.Comparison | None]) -> str:
 
 
 def _undefined(row: Row, metric: str, category: str | None) -> str:
-    """Why a metric has no value, from the first record and category that say so."""
+    """Why a metric has no value, from the first record and category that say so; metrics of one reason share a footnote."""
     for record in row.records:
         for name, reasons in record.metrics["undefined"].items():
             if metric in reasons and category in (None, name):
-                return f"{METRICS[metric].title} has no value on {name}: {reasons[metric]}"
+                return f"no value on {name}: {reasons[metric]}"
     return f"{METRICS[metric].title} was not measured"
 
 

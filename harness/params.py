@@ -208,7 +208,7 @@ def label(name: str, preset: str, params: Any, base: Any) -> str:
     changed = [
         ", ".join(getattr(params, rest))
         if field.name == rest
-        else f"{field.name}={_typed(getattr(params, field.name), kinds[field.name])}"
+        else f"{field.name}={typed(getattr(params, field.name), kinds[field.name])}"
         for field in dataclasses.fields(params)
         if field.name != "encoder" and getattr(params, field.name) != getattr(base, field.name)
     ]
@@ -216,8 +216,8 @@ def label(name: str, preset: str, params: Any, base: Any) -> str:
     return f"{called}({', '.join(changed)})" if changed else called
 
 
-def _typed(value: Any, kind: Any) -> str:
-    """A value as one types it after --set; of a path its last name, because where it lies says nothing to others."""
+def typed(value: Any, kind: Any) -> str:
+    """A value of a label, as one types it after --set; of a path its last name, because where it lies says nothing to others."""
     if value is None:
         return "none"
     if kind == Size:

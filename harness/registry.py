@@ -6,13 +6,15 @@ time in an editable install). Third parties register with the entry-point groups
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from inpbench.harness.api import DatasetInfo, MethodFamily, MethodInfo
-from inpbench.harness.errors import PrerequisiteError, UsageError, did_you_mean
+from inpbench.harness.errors import PrerequisiteError, UsageError
 
 Info = TypeVar("Info", MethodInfo, DatasetInfo)
 
@@ -88,14 +90,29 @@ class Registry(Generic[Info]):
         """The method of a family; raises `UsageError` for a name that is not even that."""
         family = self._family_of(name)
         if family is None:
-            known = [*self.names(), *(f"{family.name}.{member}" for family in self.families() for member in family.members)]
-            raise UsageError(f"Unknown {self.kind} '{name}'. {did_you_mean(name, known)}", f"Type: bench list {self.kind}s")
+            hint = f"Type: bench list {self.kind}s"
+            if self._info_type is DatasetInfo and name and Path(name).is_dir():
+                hint = f"{name} is a folder; if it holds your images, type: --dataset folder --data-root {name}"
+            raise UsageError(f"Unknown {self.kind} '{name}'. {self._nearest(name)}", hint)
         if name == family.name:
-            members = ", ".join(f"{name}.{member}" for member in family.members)
-            raise UsageError(f"{name} is a family of methods: {members}.", f"Type for example: {name}.{family.members[0]}")
+            raise UsageError(
+                f"{name} is a family of {len(family.members)} {self.kind}s: {', '.join(family.members)}.",
+                f"Type one of them behind a dot: {name}.{family.members[0]}",
+            )
         info = family.member(name.removeprefix(f"{family.name}."))
         assert isinstance(info, self._info_type), "families are of methods"
         return info
+
+    def _nearest(self, name: str) -> str:
+        """The closest names, then those that are no family's; of a family how many there are, because nobody reads 29 names."""
+        said = name.strip().lower().replace("-", "_")
+        last = {name: name for name in self.names()}
+        last |= {f"{family.name}.{member}": member for family in self.families() for member in family.members}
+        close: list[str] = [name for name, member in last.items() if member == said]  # spelt so, or a member without its family
+        close += [name for name in difflib.get_close_matches(said, last, n=3) if name not in close]
+        others = [name for name in self.names() if name not in close]
+        others += [f"{len(family.members)} of {family.name}" for family in self.families()]
+        return f"Did you mean: {', '.join(close)}? Also known: {', '.join(others)}." if close else f"Known: {', '.join(others)}."
 
     def get(self, name: str) -> Info:
         """The info of one name; unknown names raise `UsageError` with the closest known ones."""

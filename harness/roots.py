@@ -60,7 +60,9 @@ def locate(info: DatasetInfo, params: Any, given: Path | None) -> Path:
                 return place
         except OSError as error:
             raise DataError(f"{info.name}: {place} cannot be read: {error.strerror}.", "Check its permissions.") from error
-    where = ", ".join(map(str, looked)) if looked else "no place: neither --data-root nor $INPBENCH_DATA is set"
+    where = (
+        f"{', '.join(map(str, looked))}: no such folder" if looked else "no place: neither --data-root nor $INPBENCH_DATA is set"
+    )
     tree = f"\nIts root looks like this:\n{info.expected_tree.rstrip()}" if info.expected_tree else ""
     raise DataError(
         f"{info.name}: no data found (looked in {where}).{tree}",

@@ -22,8 +22,8 @@ class NoisyParams(ReconstructionParams):
     }
     PAPER_STEPS: ClassVar[Mapping[str, int]] = {}  # where `steps` is none, by setting; `multi_class` stands for those not named
 
-    lr: float = 2e-3
-    final_lr: float = 2e-4
+    lr: float = 2e-3  # highest learning rate
+    final_lr: float = 2e-4  # learning rate at the end of the cosine
     dropout: float = 0.2  # of the bottleneck: input, hidden, output
     mining_share: float = 0.9  # share of easy points whose gradient is shrunk, at the end of the ramp
     mining_ramp: int = 1000  # steps over which the share grows from 0; 0: the full share from the start

@@ -55,12 +55,12 @@ class ReconstructionParams:
     decoder_groups: Groups = ((0, 1, 2, 3), (4, 5, 6, 7))  # positions in the reversed list of decoder blocks
     decoder_depth: int = 8  # decoder blocks
     steps: int | None = None  # optimiser steps; none: the paper's
-    batch_size: int = 16  # the last, smaller batch of an epoch is dropped
+    batch_size: int = 16  # images a step; the last, smaller batch of an epoch is dropped
     lr: float = 1e-3  # highest learning rate
     final_lr: float = 1e-4  # learning rate at the end of the cosine
     warmup: int = 100  # steps of linear warm-up from 0
     weight_decay: float = 1e-4  # on every trainable tensor
-    eps: float = 1e-10  # of StableAdamW
+    eps: float = 1e-10  # epsilon of StableAdamW
     clip_norm: float = 0.1  # largest L2 norm of all gradients
 
     @property

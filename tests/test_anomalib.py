@@ -75,7 +75,9 @@ def test_any_class_is_reached_by_its_name() -> None:
     [
         ("anomalib.padm", "Did you mean: padim"),
         ("anomalb.padim", "Did you mean: anomalib.padim"),
-        ("anomalib", "a family of methods: anomalib.anomaly_dino, anomalib.cfa"),
+        ("anomalib", "a family of 29 methods: anomaly_dino, cfa"),
+        ("padim", "Did you mean: anomalib.padim"),
+        ("no_such_method", "raw_pixel, 29 of anomalib."),
     ],
 )
 def test_other_names_are_refused_with_the_closest(name: str, said: str) -> None:

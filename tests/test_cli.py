@@ -280,7 +280,9 @@ def test_every_encoder_that_a_method_takes_is_listed(monkeypatch: pytest.MonkeyP
 
 def test_list_of_parameters() -> None:
     rows = {row["parameter"]: row for row in bench("list", "methods", "--params", "inp_former", "--json").json()}
-    assert rows["inp_num"]["default"] == 6 and rows["batch_size"]["default"] == 16
+    assert rows["inp_num"]["default"] == 6 and rows["batch_size"]["default"] == 16 and "images" in rows["batch_size"]["meaning"]
+    shown = bench("list", "methods", "--params", "inp_former").out
+    assert "centre crop" in shown and "smoke" in shown and "crop_size=112" in shown, "as --set takes it"
 
 
 def test_data_verify_and_show(tmp_path: Path) -> None:
@@ -295,6 +297,18 @@ def test_data_verify_and_show(tmp_path: Path) -> None:
 def test_doctor() -> None:
     rows = bench("doctor", "--json").json()
     assert {"python", "torch", "cuda", "results", "cache"} <= {row["what"] for row in rows}
+
+
+def test_doctor_says_the_same_of_many_once() -> None:
+    from inpbench.harness.cli.doctor import _joined
+
+    def row(ok: bool | None, what: str, detail: str, advice: str = "") -> dict[str, object]:
+        return {"ok": ok, "what": what, "detail": detail, "advice": advice}
+
+    alone = [row(True, "visa: data", "there"), row(True, "elpv: data", "there"), row(None, "threads", "1"), row(None, "cuda", "1")]
+    missing = [row(None, f"{name}: data", "not found", f"Type: bench data show {name}") for name in ("sdd", "mpdd")]
+    assert _joined([*alone, missing[0]]) == [*alone, missing[0]], "one row stays as it is"
+    assert _joined([*alone, *missing])[-1] == row(None, "2 x data", "sdd, mpdd: not found", "Type: bench data show NAME")
 
 
 # --- models ---------------------------------------------------------------------------------------------------------

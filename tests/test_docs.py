@@ -37,10 +37,35 @@ def test_placeholders_are_filled(hooks: ModuleType, page: Path) -> None:
 
 def test_tables_come_from_the_code(hooks: ModuleType) -> None:
     table = hooks.parameters("inp_former")
-    assert "| `inp_num` | `6` |" in table and table.count("\n") > 10
-    assert all(row.split("|")[3].strip() for row in table.splitlines()[2:]), "a parameter without a meaning"
+    assert "| `inp_num` | `6` |" in table and table.count("\n") > 10 and "`crop_size=196`" in hooks.presets("inp_former")
     with pytest.raises(ValueError, match="unknown placeholder"):
         hooks.on_page_markdown("{{ nonsense }}")
+
+
+def test_every_parameter_has_a_meaning_and_is_shown_as_set_takes_it() -> None:
+    from inpbench.harness import meanings, params
+    from inpbench.harness.registry import DATASETS, METHODS
+
+    owners = [*map(METHODS.get, METHODS.names()), *map(DATASETS.get, DATASETS.names()), METHODS.get("anomalib.padim")]
+    for owner in owners:
+        shown = meanings.parameters(owner.params)
+        assert [row.name for row in shown] == list(params.field_types(owner.params))
+        assert not [row.name for row in shown if not row.meaning], owner.name
+        kinds = params.field_types(owner.params)
+        texts = {row.name: row.default for row in shown if row.default and kinds[row.name] is not str}
+        assert params.build(owner.name, owner.params, texts) == owner.params(), owner.name
+    for info in map(METHODS.get, METHODS.names()):
+        for values in info.presets.values():
+            texts = dict(change.split("=", 1) for change in meanings.changes(info.params, values))
+            assert params.build(info.name, info.params, texts) == params.build(info.name, info.params, values), info.name
+
+
+def test_the_choices_of_a_parameter_are_named() -> None:
+    from inpbench.harness import meanings
+    from inpbench.harness.registry import METHODS
+
+    rows = {row.name: row for row in meanings.parameters(METHODS.get("pmad").params)}
+    assert rows["scoring"].meaning.startswith("full, flow or nearest: ") and rows["tokenizer"].meaning.startswith("vqkd, dalle or")
 
 
 def test_the_readme_tells_the_settings_of_every_method() -> None:

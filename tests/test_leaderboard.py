@@ -95,7 +95,12 @@ def test_one_seed_has_no_standard_deviation():
 def test_a_metric_without_a_value_in_one_seed_has_none_in_the_table():
     (table,) = build_tables([record(0.9, seed=0), record(0.9, seed=1, p_ap=None)])
     assert table.data[0]["p_ap"] is None and table.data[0]["p_auroc"] == 0.9
-    assert any("P-AP has no value on bottle: only one label" in text for _, text in table.footnotes)
+    assert any(text.startswith("no value on bottle: only one label") for _, text in table.footnotes)
+
+
+def test_metrics_without_a_value_for_one_reason_share_a_footnote():
+    (table,) = build_tables([record(0.9, p_auroc=None, p_ap=None, p_f1max=None, aupro=None)])
+    assert len([text for _, text in table.footnotes if text.startswith("no value on")]) == 1
 
 
 def test_failed_and_unfinished_cells_are_listed_and_never_ranked():

@@ -64,6 +64,11 @@ def test_typo_is_suggested(registry: object, typed: str, meant: str) -> None:
         registry.get(typed)  # type: ignore[attr-defined]
 
 
+def test_a_folder_in_place_of_a_data_set_is_recognised(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--dataset folder --data-root"):
+        DATASETS.get(str(tmp_path))
+
+
 def test_added_for_this_process_only() -> None:
     info = MethodInfo(name="mine", version=1, title="t", target="a:b", params=NoParams, settings=frozenset())
     METHODS.add(info)

@@ -234,6 +234,39 @@ def test_in_a_browser(written: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+@pytest.mark.parametrize(
+    ("words", "methods", "datasets"),
+    [
+        ("", 3, 7),
+        ("inp_former", 1, 7),
+        ("set3 SET", 3, 1),
+        ("inp_former set5", 1, 1),
+        ("multi_class", 3, 7),  # of the title
+        ("nobody", 0, 0),
+        ("dinomaly nobody", 0, 0),
+    ],
+)
+def test_the_filter_acts_on_the_section_over_data_sets(tmp_path: Path, words: str, methods: int, datasets: int) -> None:
+    store = many(tmp_path / "runs")
+    typed = f"<script>filter.value = {words!r}; update();</script></body>"
+    file = tmp_path / "report.html"
+    records = [record for record in store.all().records if record.label in ("inp_former", "dinomaly", "raw_pixel")]
+    file.write_text(page(gather(store, records, images=0)).replace("</body>", typed), encoding="utf-8")
+    shown = shown_by_a_browser(file, tmp_path / "profile")
+    [section] = re.findall(r'<section id="overall-0"( hidden)?.*?>(.*?)</section>', shown, re.S)
+    hidden = re.search(r'<section id="overall-0"[^>]* hidden', shown) is not None
+    assert hidden == (methods == 0) == (re.search(r'href="#overall-0"[^>]* hidden', shown) is not None)
+    assert ('<p class="note" hidden="">No method' in shown) == (methods > 0)
+    if methods:
+        [table] = re.findall(r'<table aria-label="I-AUROC over \d data sets".*?</table>', section[1], re.S)
+        assert table.count('scope="row"') == methods and len(re.findall(r'title="Sort by set\d"', table)) == datasets
+        [pairs] = re.findall(r"<summary>(\d+) pairs?,", section[1]) or [0]
+        assert int(pairs) == methods * (methods - 1) // 2
+        assert ("Filtered: ranks" in section[1]) == (methods * datasets < 21)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 def test_no_label_of_the_speed_picture_covers_anything(tmp_path: Path) -> None:
     """Eight methods at almost one place: each name can be read, and the yardstick takes no room from them."""
     store = many(tmp_path / "runs")

@@ -46,6 +46,21 @@ def _conformance(name: str) -> list[dict[str, object]]:
     return rows
 
 
+def _joined(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Rows of one kind that say the same (a file that three methods miss, data sets that are not there), as one row for reading."""
+    found: dict[tuple[object, ...], list[dict[str, object]]] = {}
+    for place, row in enumerate(rows):
+        name, colon, kind = str(row["what"]).partition(": ")
+        alike = (row["ok"], kind, row["detail"], str(row["advice"]).replace(name, "NAME"))
+        found.setdefault(alike if colon and row["ok"] is not True else (place,), []).append(row)
+    shown = []
+    for key, same in found.items():
+        names = ", ".join(str(row["what"]).partition(": ")[0] for row in same)
+        joined = {"what": f"{len(same)} x {key[1]}", "detail": f"{names}: {key[2]}", "advice": key[3]} if len(same) > 1 else {}
+        shown.append(same[0] | joined)
+    return shown
+
+
 def _print(rows: list[dict[str, object]], json_: bool) -> None:
     if json_:
         import json
@@ -58,7 +73,7 @@ def _print(rows: list[dict[str, object]], json_: bool) -> None:
 
     table = Table(box=None, show_header=False, pad_edge=False)
     sign = {True: Text("ok", style="green"), False: Text("no", style="red"), None: Text("-", style="dim")}
-    for row in rows:
+    for row in _joined(rows):
         ok = row["ok"]
         assert ok is None or isinstance(ok, bool)
         detail = Text(str(row["detail"]), overflow="fold")

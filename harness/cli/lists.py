@@ -11,7 +11,9 @@ import typer
 from inpbench.harness.cli.options import Json
 
 if TYPE_CHECKING:
-    from inpbench.harness.api import MethodFamily
+    from collections.abc import Mapping
+
+    from inpbench.harness.api import DatasetInfo, MethodFamily, MethodInfo
 
 
 class Kind(str, Enum):
@@ -35,6 +37,9 @@ def list_(
 
     bench list methods --params inp_former
     """
+    if params is not None and not json_:
+        _print_parameters(kind, params)
+        return
     if params is not None:
         rows = _parameters(kind, params)
     else:
@@ -168,22 +173,49 @@ def _encoders() -> list[dict[str, Any]]:
 
 
 def _parameters(kind: Kind, name: str) -> list[dict[str, Any]]:
-    from inpbench.harness.api import DatasetInfo, MethodInfo
+    from inpbench.harness.meanings import parameters
     from inpbench.harness.params import field_types, plain
-    from inpbench.harness.registry import DATASETS, METHODS
 
-    info: MethodInfo | DatasetInfo = DATASETS.get(name) if kind is Kind.datasets else METHODS.get(name)
+    info, presets = _owner(kind, name)
+    meanings = {parameter.name: parameter.meaning for parameter in parameters(info.params)}
     defaults = plain(info.params(), every=True)
-    presets = info.presets if isinstance(info, MethodInfo) else {}
     rows = []
     for key, type_ in field_types(info.params).items():
         row: dict[str, Any] = {"parameter": key, "default": defaults[key], "type": getattr(type_, "__name__", str(type_))}
+        row["meaning"] = meanings[key]
         row |= {preset: changes.get(key) for preset, changes in presets.items() if changes}
         rows.append(row)
     return rows
 
 
+def _owner(kind: Kind, name: str) -> tuple[MethodInfo | DatasetInfo, Mapping[str, Mapping[str, Any]]]:
+    """A method or data set and its presets."""
+    from inpbench.harness.registry import DATASETS, METHODS
+
+    if kind is Kind.datasets:
+        return DATASETS.get(name), {}
+    info = METHODS.get(name)
+    return info, info.presets
+
+
+def _print_parameters(kind: Kind, name: str) -> None:
+    """Name, default and meaning of each; then what the presets change, all as `--set` takes it."""
+    from inpbench.harness.meanings import changes, parameters
+
+    info, presets = _owner(kind, name)
+    _print([{"parameter": p.name, "default": p.default or "-", "meaning": p.meaning or "-"} for p in parameters(info.params)])
+    rows = [
+        {"preset": preset, "changes": " ".join(changes(info.params, values)) or "the defaults"}
+        for preset, values in presets.items()
+    ]
+    if rows:
+        typer.echo()
+        _print(rows)
+
+
 _DETAILS = ("members", "presets", "version", "paper", "dim")  # in --json, where they do not squeeze the rest
+_WHEN_WIDE = ("layers", "patch")  # in narrow terminals in --json, too: they would fold the names of files
+_WIDE = 110
 _WORD = 18  # characters of a word that are not folded
 
 
@@ -195,15 +227,17 @@ def _print(rows: list[dict[str, Any]]) -> None:
     if not rows:
         typer.echo("nothing", err=True)
         return
+    console = Console()
+    hidden = _DETAILS if console.width >= _WIDE else (*_DETAILS, *_WHEN_WIDE)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = list(dict.fromkeys(key for row in rows for key in row if key not in _DETAILS))
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in hidden))
     for column in columns:
         words = " ".join([column, *(_text(row.get(column)) for row in rows)]).split()
         least = max(min(len(word), _WORD) for word in words)
         table.add_column(column, overflow="fold", min_width=least, no_wrap=column == columns[0])  # a name is there to be copied
     for row in rows:
         table.add_row(*(Text(_text(row.get(column))) for column in columns))
-    Console().print(table)
+    console.print(table)
 
 
 def _text(value: Any) -> str:

@@ -56,19 +56,35 @@ function section(family, place) {
 // group.metrics: for each metric that two data sets have, what was found with it.
 function overallSection(group, place) {
   const names = Object.keys(group.metrics);
+  let [metric, words] = [names[0], []];
   const node = make("section", { id: `overall-${place}` }, make("h2", {}, group.title));
   const body = make("div");
-  const controls = make("div", { class: "controls first" }, select("Metric", names.map((name) => [name, TITLES[name]]), show));
-  function show(metric) {
+  const controls = make("div", { class: "controls first" }, select("Metric", names.map((name) => [name, TITLES[name]]), (value) => { metric = value; show(); }));
+  // The places of the names that every word is a part of; a word of the title or of another name (a method's, for data sets) leaves all.
+  function matching(own, others) {
+    const free = (word) => [group.title, ...others].some((text) => text.toLowerCase().includes(word));
+    return own.flatMap((name, place) => (words.every((word) => name.toLowerCase().includes(word) || free(word)) ? [place] : []));
+  }
+  function show() {
     const found = group.metrics[metric];
+    const methods = found.rows.map((row) => row.name);
+    const rows = matching(methods, found.datasets).map((place) => found.rows[place]);
+    const places = matching(found.datasets, methods);
+    node.hidden = !rows.length || !places.length;
+    if (node.hidden) return;
+    const listed = new Set(rows.map((row) => row.name));
+    const compared = found.pairs.filter((pair) => listed.has(pair.first) && listed.has(pair.second));
     const title = `${TITLES[metric]} over ${found.datasets.length} data sets`;
     const picture = new DOMParser().parseFromString(found.picture, "image/svg+xml").documentElement;
-    body.replaceChildren(...found.caption.map((line) => make("p", { class: "note" }, line)), overDatasets(title, found), make("div", { class: "scroll ranks" }, document.importNode(picture, true)));
+    body.replaceChildren(...found.caption.map((line) => make("p", { class: "note" }, line)), overDatasets(title, found, rows, places), make("div", { class: "scroll ranks" }, document.importNode(picture, true)));
     body.append(make("p", { class: "note" }, found.note));
-    if (found.pairs.length) body.append(pairs(`${title}, in pairs`, found.pairs));
+    if (rows.length < found.rows.length || places.length < found.datasets.length) {
+      body.append(make("p", { class: "note" }, `Filtered: ranks, means, picture and p are those of all ${found.rows.length} methods and ${found.datasets.length} data sets.`));
+    }
+    if (compared.length) body.append(pairs(`${title}, in pairs`, compared));
   }
   node.append(controls, body);
-  show(names[0]);
+  node.update = (wanted) => { words = wanted; show(); };
   return node;
 }
 
@@ -76,12 +92,19 @@ function overallSection(group, place) {
 
 const main = document.getElementById("main");
 const sections = DATA.families.map(section);
-main.replaceChildren(...DATA.overall.map(overallSection), ...sections);
+const overall = DATA.overall.map(overallSection);
+const nothing = make("p", { class: "note" }, "No method and no data set has such a name.");
+main.replaceChildren(...overall, ...sections, nothing);
 document.getElementById("about").textContent = `${Object.keys(DATA.records).length} records in ${sections.length} table${sections.length === 1 ? "" : "s"} of comparable numbers · made ${DATA.made.slice(0, 16).replace("T", " ")} UTC by inpbench ${DATA.version}`;
-const links = DATA.families.map((family, place) => make("a", { href: `#family-${place}` }, family.title));
-document.getElementById("contents").append(...DATA.overall.map((group, place) => make("a", { href: `#overall-${place}` }, group.title)), ...links);
+const link = (node) => make("a", { href: `#${node.id}` }, node.querySelector("h2").textContent);
+const contents = [...overall, ...sections].map((node) => [node, link(node)]);
+document.getElementById("contents").append(...contents.map(([, anchor]) => anchor));
 const filter = document.getElementById("filter");
-const update = () => { const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean); sections.forEach((node, place) => { node.update(words); links[place].hidden = node.hidden; }); };
+function update() {
+  const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+  for (const [node, anchor] of contents) { node.update(words); anchor.hidden = node.hidden; }
+  nothing.hidden = contents.some(([node]) => !node.hidden);
+}
 filter.addEventListener("input", update);
 update();
 document.getElementById("theme").addEventListener("click", () => {

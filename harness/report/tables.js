@@ -180,21 +180,22 @@ function byCategory(family, rows, metric) {
   return table(`${TITLES[metric]} by category: ${family.title}`, columns, lines);
 }
 
-// A method a line, a data set a column; the mean rank decides the order.
-function overDatasets(title, found) {
-  const best = found.datasets.map((_, place) => Math.max(...found.rows.map((row) => row.scores[place])));
-  const shade = heat(found.rows.map((row) => ({ name: row.name, values: row.scores })));
+// A method a line, a data set a column; the mean rank decides the order. rows, places: the methods and data sets that are shown;
+// mean and mean rank are always of all data sets.
+function overDatasets(title, found, rows, places) {
+  const best = found.datasets.map((_, place) => Math.max(...rows.map((row) => row.scores[place])));
+  const shade = heat(rows.map((row) => ({ name: row.name, values: places.map((place) => row.scores[place]) })));
   const mean = (row) => row.scores.reduce((sum, score) => sum + score, 0) / row.scores.length;
   return table(title, [
     { title: "Method", left: true, name: true, value: (row) => row.name, cell: (row) => called(row) },
     { title: "Mean rank", value: (row) => -row.rank, cell: (row) => row.rank.toFixed(2) },
     { title: "Mean", value: mean, cell: (row) => percent(mean(row)) },
-    ...found.datasets.map((dataset, place) => ({
-      title: dataset, narrow: true, value: (row) => row.scores[place],
+    ...places.map((place) => ({
+      title: found.datasets[place], narrow: true, value: (row) => row.scores[place],
       cell: (row) => make("button", { class: "value" + (row.scores[place] === best[place] ? " best" : ""), type: "button", title: "Show the records", onclick: () => showRecords(row.records[place]) }, percent(row.scores[place])),
       style: (row) => shade(row.scores[place]),
     })),
-  ], found.rows, 1);
+  ], rows, 1);
 }
 
 const LONG = 12; // lines of pairs that stand open

@@ -43,18 +43,18 @@ class CrrParams(NoisyParams):
     SEGMENTATION_STEPS: ClassVar[Mapping[str, int]] = {"multi_class": 8_000, "single_class": 800}
 
     dropout: float = 0.4  # of the bottleneck, after the mask
-    mask_share: float = 0.4  # of the elements of the bottleneck's input that are set to 0; the rest is not scaled
-    mask_at_test: Literal["official", "expected", "off"] = "official"
-    mask_seed: int = 1  # of the mask at test time with `official`; the test script's seed
-    texture_folder: str | None = None  # of images, e.g. DTD; none: drawn textures (our choice)
-    foreground_folder: str | None = None  # of grey maps; none: anomalies everywhere (our choice)
+    mask_share: float = 0.4  # share of the bottleneck's input that is set to 0; the rest is not scaled
+    mask_at_test: Literal["official", "expected", "off"] = "official"  # one mask for all images; times 1 - mask_share; no mask
+    mask_seed: int = 1  # seed of the mask at test time with `official`; the test script's
+    texture_folder: str | None = None  # with images that anomalies are cut from, e.g. DTD; none: drawn textures (our choice)
+    foreground_folder: str | None = None  # with grey maps of where anomalies may lie; none: everywhere (our choice)
     segmentation_steps: int | None = None  # optimiser steps of stage II; none: the paper's
-    segmentation_batch: int = 8
-    segmentation_lr: float = 1e-4  # constant: the official schedule drops it at steps that are never reached
-    segmentation_width: int | None = None  # w: the network's widest layers have 8 w channels; none: its input's (192 for ViT-B)
-    segmentation_size: Size = (256, 256)  # of the network's output
+    segmentation_batch: int = 8  # images a step of stage II
+    segmentation_lr: float = 1e-4  # learning rate, constant: the official schedule drops it at steps that are never reached
+    segmentation_width: int | None = None  # w: its widest layers have 8 w channels; none: its input's (192 for ViT-B)
+    segmentation_size: Size = (256, 256)  # of the segmentation network's output, pixels
     map_size: Size = (256, 256)  # at which both maps are fused: the size of the metrics
-    fusion: Literal["weighted", "sum", "max", "min", "cosine"] = "weighted"
+    fusion: Literal["weighted", "sum", "max", "min", "cosine"] = "weighted"  # how both maps become one; cosine: stage I alone
     cosine_weight: float = 0.7  # of the cosine map with `weighted`; the segmentation has the rest
 
     def check(self) -> None:

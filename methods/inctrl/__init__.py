@@ -19,14 +19,14 @@ class InCtrlParams(ClipParams):
 
     NAME: ClassVar[str] = "inctrl"
 
-    pretrained: Tag = "laion400m_e32"
+    pretrained: Tag = "laion400m_e32"  # which published weights of CLIP
     layers: tuple[int, ...] = (6, 8, 10)  # blocks whose tokens are compared, 0-based
     # Which images a row of a batch is compared with. per_image: its own prompts. official: the reshape of the original, which mixes
     # layers, images and prompts of a batch. Its checkpoints were trained so, and tested so until 2024-09.
-    train_residuals: Literal["per_image", "official"] = "official"
+    train_residuals: Literal["per_image", "official"] = "official"  # per_image: with its own prompts; official mixes the batch
     test_residuals: Literal["per_image", "official"] = "per_image"  # official: scores depend on --eval-batch
     epochs: int = 10  # the paper's numbers are those after 6, its authors say (issue 26): epochs=6 ends there, with the same steps
-    steps_per_epoch: int = 100
+    steps_per_epoch: int = 100  # optimiser steps of an epoch
     batch_size: int = 16  # the first half normal, the other anomalous
     lr: float = 1e-3  # constant
     weight_decay: float = 0.01  # on every trained tensor

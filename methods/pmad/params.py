@@ -79,8 +79,8 @@ class PmadParams:
     codes: int = 1024  # of kmeans; the others have 8192
     start: Start | None = None  # weights that training starts from; none: beit (22k, self-supervised), scratch with builtin
     dim: int = 768  # of the reconstruction model
-    depth: int = 12
-    heads: int = 12
+    depth: int = 12  # its transformer blocks
+    heads: int = 12  # attention heads of each; they divide dim
     layer_scale: float = 0.1  # start value; 0: none
     drop_path: float = 0.1  # of the last block, in training only (the originals leave it on at test, too)
 
@@ -96,7 +96,7 @@ class PmadParams:
 
     flow_blocks: int = 4  # the originals train 4 and test with 8, half of them random
     position_dim: int = 128  # of the position code, a multiple of 4
-    flow_lr: float = 2e-4
+    flow_lr: float = 2e-4  # highest learning rate of the flow: two meta epochs of warm-up, then a cosine
     flow_epochs: int = 25  # meta epochs
     flow_passes: int = 8  # passes over the images of a meta epoch
     flow_batch: int = 32  # images
@@ -108,13 +108,13 @@ class PmadParams:
     dynamic_from: int = 100  # first epoch whose masks and losses follow the running errors
     block_cap: int = 58  # patches of the largest block
 
-    epochs: int = 300
-    batch_size: int = 1  # images; the last, smaller batch of an epoch is dropped
-    lr: float = 1.5e-3
-    final_lr: float = 1e-5
+    epochs: int = 300  # passes of the reconstruction model over the training images
+    batch_size: int = 1  # images a step; the last, smaller batch of an epoch is dropped
+    lr: float = 1.5e-3  # highest learning rate
+    final_lr: float = 1e-5  # learning rate at the end of the cosine
     warmup_epochs: int = 10  # linear, from 0
-    weight_decay: float = 0.05
-    clip_norm: float = 3.0
+    weight_decay: float = 0.05  # not on biases and other vectors
+    clip_norm: float = 3.0  # largest L2 norm of all gradients
 
     @property
     def preprocess(self) -> Preprocess:

@@ -19,7 +19,7 @@ class WinClipParams(ClipParams):
     NAME: ClassVar[str] = "winclip"
 
     # anomalib: the paper's maps. mala_lab: the image scores behind the WinCLIP rows of InCTRL's tables; no zero-shot map.
-    variant: Literal["anomalib", "mala_lab"] = "anomalib"
+    variant: Literal["anomalib", "mala_lab"] = "anomalib"  # the paper's maps, or the image scores in InCTRL's tables
 
     @property
     def preprocess(self) -> Preprocess:
