@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import methodkit
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from inpbench.harness.api import Context, WeightSpec
 from inpbench.harness.errors import UsageError, WeightsError
+from inpbench.harness.registry import METHODS, resolve
 from inpbench.methods import encoder_table
 from inpbench.methods.beit import BeitEncoder
 from inpbench.methods.encoder_table import ENCODERS, EncoderEntry, get_encoder
@@ -238,6 +240,25 @@ def test_layers_against_the_network_written_out(entry: EncoderEntry, size: tuple
         assert found.shape == (2, encoder.prefix + math.prod(encoder.grid(size)), entry.dim)
         assert not found.requires_grad
         torch.testing.assert_close(found, expected[index], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["inp_former", "dinomaly", "crr"])
+def test_a_large_encoder_feeds_every_second_block_to_the_groups(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default parameters on 24 thin blocks: the bottleneck sees the mean of eight blocks, the groups are the means of four."""
+    large = dataclasses.replace(get_encoder("dinov2reg_vit_large_14"), name="thin_vit_large_14", dim=24, heads=2, native=70)
+    monkeypatch.setitem(encoder_table.ENCODERS, large.name, large)
+    info = METHODS.get(name)
+    params = info.params(encoder=large.name, input_size=(70, 70), crop_size=(42, 42))
+    method, images = resolve(info.target)(params, methodkit.make_context()), pictures(42, 42)
+    expected = reference_layers(method.encoder, images)
+    assert len(expected) == 24
+    features = method.encode(images)
+    prefix = features.fused.shape[1] - 9  # INP-Former drops class and register tokens, the others keep them
+    mean = sum(expected[index] for index in range(4, 20, 2)) / 8
+    torch.testing.assert_close(features.fused, mean[:, -9 - prefix :], rtol=1e-10, atol=1e-10)
+    for target, blocks in zip(features.groups, ((4, 6, 8, 10), (12, 14, 16, 18)), strict=True):
+        group = sum(expected[index] for index in blocks)[:, -9:] / 4
+        torch.testing.assert_close(target, group.transpose(1, 2).reshape(2, 24, 3, 3), rtol=1e-10, atol=1e-10)
 
 
 def test_blocks_after_the_last_layer_are_not_run() -> None:

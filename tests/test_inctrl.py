@@ -131,6 +131,22 @@ def test_one_list_of_prompts_for_all_and_the_official_reshape() -> None:
     torch.testing.assert_close(*alone, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize(("batch", "shots"), [(1, 8), (2, 4), (3, 8), (5, 2)])
+def test_the_official_reshape_by_its_arithmetic(batch: int, shots: int) -> None:
+    """Row i, slot j: layer (3i + j) // B of query (3i + j) % B against prompts ((3i + j) % B) K ... + K - 1 of that layer."""
+    queries, prompts = encoded(batch, 1), encoded(batch * shots, 2)
+    found, pooled = batch_residuals(queries, prompts, official=True)
+    for row in range(batch):
+        assert torch.equal(pooled[row], prompts.pooled[row * shots : (row + 1) * shots])
+        for slot in range(3):
+            layer, query = divmod(3 * row + slot, batch)
+            tokens = prompts.layers[layer, query * shots : (query + 1) * shots].reshape(-1, 4)
+            for patch in range(5):
+                slow = min(0.5 * (1 - float(queries.layers[layer, query, patch] @ token)) for token in tokens)
+                assert float(found.slots[row, slot, patch]) == pytest.approx(slow, abs=1e-14)
+    torch.testing.assert_close(found.amap, found.slots.mean(1))
+
+
 def test_the_official_batch_is_asked_for_by_name() -> None:
     images = pictures(4, seed=9)
     for test_residuals, same in (("per_image", True), ("official", False)):

@@ -72,6 +72,52 @@ def test_a_reference_itself_has_no_distance(variant: Any) -> None:
     assert float(unseen.score) > float(baseline.score[1]) / 2 + 1e-4
 
 
+@pytest.mark.parametrize(("variant", "scale"), [("anomalib", 1 / 0.07), ("mala_lab", 100.0)])
+@pytest.mark.parametrize("count", [1, 4])
+def test_maps_and_scores_by_brute_force(variant: Any, scale: float, count: int) -> None:
+    """From the embeddings on, window by window and reference by reference, as the formulas have it."""
+    shown, query = pictures(count), pictures(1, seed=8)
+    found = method("few_shot", WinClipParams(model="tiny", variant=variant), nut=shown)
+    own, kept = found.features(query), [found.features(image[None]) for image in shown]
+    side, text = found.side, found.prototypes("nut").numpy()
+
+    def cosine(a: Any, b: Any) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    def anomalous(embedding: Any) -> float:
+        normal, other = (np.exp(scale * cosine(embedding, word)) for word in text)
+        return float(other / (normal + other))
+
+    def nearest(one: Any, others: list[Any]) -> float:
+        return min((1 - cosine(one, other)) / 2 for other in others)
+
+    def spread(values: list[float], size: int) -> Any:
+        corners, amap = side - size + 1, np.zeros((side, side))
+        for row, column in np.ndindex(side, side):
+            covering = [
+                r * corners + c for r, c in np.ndindex(corners, corners) if row - r in range(size) and column - c in range(size)
+            ]
+            amap[row, column] = len(covering) / sum(1 / values[window] for window in covering)
+        return amap
+
+    word = anomalous(own.pooled[0].numpy())
+    few, zero = np.zeros((side, side)), np.full((side, side), 1 / word)
+    for i, size in enumerate((2, 3)):
+        windows = own.windows[i][0].numpy()
+        few += spread([nearest(one, [other for part in kept for other in part.windows[i][0].numpy()]) for one in windows], size)
+        zero += 1 / spread([anomalous(one) for one in windows], size)
+    patches = [nearest(one, [other for part in kept for other in part.patches[0].numpy()]) for one in own.patches[0].numpy()]
+    few = (few + np.reshape(patches, (side, side))) / 3
+    prediction = found.predict(query)
+    assert prediction.score is not None
+    assert float(prediction.score) == pytest.approx((word + few.max()) / 2, rel=1e-9)
+    expected = few if variant == "mala_lab" else (3 / zero + few) / 2
+    if variant == "anomalib":  # enlarged to the input
+        small = torch.from_numpy(expected)[None, None]
+        expected = torch.nn.functional.interpolate(small, size=query.shape[-2:], mode="bilinear")[0, 0].numpy()
+    np.testing.assert_allclose(prediction.amap[0].numpy(), expected, rtol=1e-9)
+
+
 def test_every_number_of_references_works() -> None:
     for count in (1, 3, 5):
         made = method("few_shot", nut=pictures(count))

@@ -28,6 +28,8 @@ from inpbench.methods.schedule import WarmCosine
 from inpbench.methods.training import BatchOrder, Trainer
 
 ROUNDING = 1e-14  # gradients below are rounding alone
+# A bias before a BatchNorm has no gradient but rounding, which Adam enlarges to parts of its rate: two programs part by this.
+AFTER_ADAM = 1e-8
 
 
 def _seed(text: str) -> int:
@@ -190,15 +192,18 @@ def _check_gradient(compare: Comparison, match: re.Match[str], parameters: dict[
     compare.check(match.group(), parameters[key].grad, MODEL, stat_of=before[key])
 
 
-def _check_part(compare: Comparison, name: str, value: Tensor) -> None:
-    """Compare an array whose sub-sampling the json does not state: that of the gradient of the same name, or the whole."""
+def _check_part(compare: Comparison, name: str, value: Tensor, tolerance: float = MODEL) -> None:
+    """Compare an array whose sub-sampling the json may not state: a stride that fits is found then."""
     stored, flat = compare.case.arrays[name], value.detach().reshape(-1)
+    if "flat" in compare.case.config["arrays"][name]["what"]:
+        compare.check(name, value, tolerance)
+        return
     if stored.size != flat.numel():
         strides = [s for s in range(1, flat.numel() + 1) if -(-flat.numel() // s) == stored.size]
         fits = [s for s in strides if np.allclose(flat[::s].numpy(), stored, rtol=0, atol=1e-6)]
         assert fits, f"{name}: no stride of {flat.numel()} values gives {stored.size} that are near"
         flat = flat[:: fits[0]]
-    compare.check(name, flat.reshape(stored.shape), MODEL)
+    compare.check(name, flat.reshape(stored.shape), tolerance)
 
 
 def check_stage_two(case: Case) -> None:
@@ -255,7 +260,7 @@ def check_stage_two(case: Case) -> None:
         compare.check_if_present(name, torch.stack(values), MODEL)
     buffers = network.state_dict()
     for match in compare.arrays_named(r"(?:final_w|bn)/(.+?)(?<!__stat)"):
-        _check_part(compare, match.group(), buffers[match.group(1)])
+        _check_part(compare, match.group(), buffers[match.group(1)], AFTER_ADAM)
     _check_test(compare, method)
     compare.finish()
 
@@ -334,8 +339,8 @@ def check_segmentation(case: Case) -> None:
     for name, values in rows.items():
         compare.check_if_present(name, torch.stack(values), MODEL)
     for match in compare.arrays_named(r"bn/(.+)"):
-        compare.check(match.group(), network.state_dict()[match.group(1)], MODEL)
-    compare.check_if_present("eval_logit", network.eval()(x), MODEL)
+        compare.check(match.group(), network.state_dict()[match.group(1)], AFTER_ADAM)
+    compare.check_if_present("eval_logit", network.eval()(x), AFTER_ADAM)
     compare.finish()
 
 

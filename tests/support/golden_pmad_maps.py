@@ -55,7 +55,7 @@ def _feature_rule(text: str, count: int, offsets: list[int] | None = None) -> li
     """Feature maps of images 0.. by the rule of a case: two maps each, shifted where the label (`offsets`) is 1."""
     found = re.findall(r"(f\d)=RandomState\((\d+)\+i\)\.standard_normal\(\((\d+),(\d+),(\d+)\)\)", text)
     assert len(found) == 2, text
-    shifts = re.findall(r"(f\d)\[:,(\d+):(\d+),(\d+):(\d+)\]\+=([\d.]+)", text)
+    shifts = re.findall(r"(f\d)\[:,(\d+):(\d+),(\d+):(\d+)\]\+=(\d+(?:\.\d+)?)", text)
     maps: list[list[Tensor]] = [[], []]
     for index in range(count):
         for position, (name, seed, *shape) in enumerate(found):
