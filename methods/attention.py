@@ -16,10 +16,13 @@ from inpbench.methods import narrow_heads
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """(B, N, parts * D) as `parts` tensors (B, heads, N, d)."""
+    """(B, N, parts * D) as `parts` tensors (B, heads, N, d).
+
+    The parts are cut along the channels: their gradients are then put side by side in the layout of `x`, not stacked and copied there.
+    """
     batch, count, width = x.shape
-    split = x.reshape(batch, count, parts, heads, width // parts // heads).permute(2, 0, 3, 1, 4)
-    return tuple(split.unbind(0))
+    shape = (batch, count, heads, width // parts // heads)
+    return tuple(part.reshape(shape).transpose(1, 2) for part in x.chunk(parts, dim=-1))
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -62,7 +65,8 @@ class LinearAttention(_SelfAttention):
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output (B, N, D) and the summary sum_n phi(k_n) v_n^T (B, heads, d, d)."""
         q, k, v = self._features(x)
-        summary = k.transpose(-2, -1) @ v
+        # Heads in a row before k is turned: a product reads a turned matrix as it is, `@` would make a turned copy.
+        summary = torch.bmm(k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)).unflatten(0, k.shape[:2])
         normaliser = _row_sums(q, k)[..., None] + self.eps  # (B, heads, N, 1)
         return self.proj(merge_heads(q @ summary / normaliser)), summary
 
