@@ -18,7 +18,7 @@ from inpbench.methods import narrow_heads
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
     """(B, N, parts * D) as `parts` tensors (B, heads, N, d).
 
-    The parts are cut along the channels: their gradients are then put side by side in the layout of `x`, not stacked and copied there.
+    Cut along the channels, so that the parts' gradients are put side by side in the layout of `x`, not stacked and then copied.
     """
     batch, count, width = x.shape
     shape = (batch, count, heads, width // parts // heads)
@@ -131,6 +131,14 @@ class _CrossAttention(nn.Module):
         return split_heads(self.q(queries), 1, self.heads)[0], k, v
 
 
+def few_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention by its matrix: q (B, heads, M, d), k and v (B, heads, N, d) -> (B, heads, M, d), M a handful.
+
+    The matrix is small. On a Hopper GPU torch 2.11 would choose cuDNN's fused kernel, which has raised for such shapes (pytorch #138529).
+    """
+    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1) @ v
+
+
 class SoftmaxCrossAttention(_CrossAttention):
     """Scaled dot-product attention from queries to a source."""
 
@@ -139,8 +147,10 @@ class SoftmaxCrossAttention(_CrossAttention):
         if self.narrow and narrow_heads.pays(source, self.heads):
             q = split_heads(self.q(queries), 1, self.heads)[0]
             mixed = narrow_heads.softmax_cross(q, narrow_heads.columns(source, self.kv))
-        else:
+        elif source.device.type == "cpu":
             mixed = F.scaled_dot_product_attention(*self.project(queries, source))
+        else:
+            mixed = few_queries(*self.project(queries, source))
         output: Tensor = self.proj(merge_heads(mixed))
         return output
 

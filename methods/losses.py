@@ -98,7 +98,7 @@ def point_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mixture(a: Tensor, b: Tensor, towards: Tensor, away: Tensor) -> Tensor:
-    """A * towards + b * away: (B, D, h, w) twice, factors of images or points -> (B, D, h, w)."""
+    """`a * towards + b * away`: (B, D, h, w) twice, factors of images or points -> (B, D, h, w)."""
     return torch.addcmul(a * towards, b, away)
 
 
