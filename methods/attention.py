@@ -134,7 +134,7 @@ class _CrossAttention(nn.Module):
 def few_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention by its matrix: q (B, heads, M, d), k and v (B, heads, N, d) -> (B, heads, M, d), M a handful.
 
-    The matrix is small. A Hopper GPU would get cuDNN's fused kernel by torch 2.11, which has raised for few queries (pytorch #138529).
+    The matrix is small. Torch 2.11 gives Hopper cuDNN's fused kernel: it has raised for few queries (pytorch #138529).
     """
     return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1) @ v
 
