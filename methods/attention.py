@@ -66,7 +66,7 @@ class LinearAttention(_SelfAttention):
         """Output (B, N, D) and the summary sum_n phi(k_n) v_n^T (B, heads, d, d)."""
         q, k, v = self._features(x)
         # Heads in a row before k is turned: a product reads a turned matrix as it is, `@` would make a turned copy.
-        summary = torch.bmm(k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)).unflatten(0, k.shape[:2])
+        summary = torch.bmm(k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)).view(*k.shape[:2], k.shape[-1], v.shape[-1])
         normaliser = _row_sums(q, k)[..., None] + self.eps  # (B, heads, N, 1)
         return self.proj(merge_heads(q @ summary / normaliser)), summary
 
