@@ -16,10 +16,13 @@ from inpbench.methods import narrow_heads
 
 
 def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """(B, N, parts * D) as `parts` tensors (B, heads, N, d)."""
+    """(B, N, parts * D) as `parts` tensors (B, heads, N, d).
+
+    Cut along the channels, so that the parts' gradients are put side by side in the layout of `x`, not stacked and then copied.
+    """
     batch, count, width = x.shape
-    split = x.reshape(batch, count, parts, heads, width // parts // heads).permute(2, 0, 3, 1, 4)
-    return tuple(split.unbind(0))
+    shape = (batch, count, heads, width // parts // heads)
+    return tuple(part.reshape(shape).transpose(1, 2) for part in x.chunk(parts, dim=-1))
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -62,7 +65,8 @@ class LinearAttention(_SelfAttention):
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output (B, N, D) and the summary sum_n phi(k_n) v_n^T (B, heads, d, d)."""
         q, k, v = self._features(x)
-        summary = k.transpose(-2, -1) @ v
+        # Heads in a row before k is turned: a product reads a turned matrix as it is, `@` would make a turned copy.
+        summary = torch.bmm(k.flatten(0, 1).transpose(1, 2), v.flatten(0, 1)).view(*k.shape[:2], k.shape[-1], v.shape[-1])
         normaliser = _row_sums(q, k)[..., None] + self.eps  # (B, heads, N, 1)
         return self.proj(merge_heads(q @ summary / normaliser)), summary
 
@@ -127,6 +131,14 @@ class _CrossAttention(nn.Module):
         return split_heads(self.q(queries), 1, self.heads)[0], k, v
 
 
+def few_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention by its matrix: q (B, heads, M, d), k and v (B, heads, N, d) -> (B, heads, M, d), M a handful.
+
+    The matrix is small. Torch 2.11 gives Hopper cuDNN's fused kernel: it has raised for few queries (pytorch #138529).
+    """
+    return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1), dim=-1) @ v
+
+
 class SoftmaxCrossAttention(_CrossAttention):
     """Scaled dot-product attention from queries to a source."""
 
@@ -135,8 +147,10 @@ class SoftmaxCrossAttention(_CrossAttention):
         if self.narrow and narrow_heads.pays(source, self.heads):
             q = split_heads(self.q(queries), 1, self.heads)[0]
             mixed = narrow_heads.softmax_cross(q, narrow_heads.columns(source, self.kv))
-        else:
+        elif source.device.type == "cpu":
             mixed = F.scaled_dot_product_attention(*self.project(queries, source))
+        else:
+            mixed = few_queries(*self.project(queries, source))
         output: Tensor = self.proj(merge_heads(mixed))
         return output
 

@@ -10,7 +10,7 @@ Where several processes have a part of the batch each, `whole` makes the distanc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,7 +55,8 @@ def hard_mining_count(numel: int, share: float) -> int:
 
 def hard_mining_threshold(distance: Tensor, share: float) -> Tensor:
     """The k-th largest distance of the batch, a scalar tensor."""
-    return torch.topk(distance.reshape(-1), hard_mining_count(distance.numel(), share)).values[-1]
+    count = distance.numel()
+    return torch.kthvalue(distance.reshape(-1), count - hard_mining_count(count, share) + 1).values  # nothing is sorted
 
 
 def hard_mining_weight(distance: Tensor, share: float, factor: float, whole: Whole = itself) -> Tensor:
@@ -91,15 +92,39 @@ def hardest_weight(distance: Tensor, share: float, whole: Whole = itself) -> Ten
 Reduction = Literal["mean", "sum"]  # over the groups
 
 
+def point_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums over channels of ab, aa and bb: (B, D, h, w) twice -> (B, h, w) three times."""
+    return (a * b).sum(1), a.square().sum(1), b.square().sum(1)
+
+
+def mixture(a: Tensor, b: Tensor, towards: Tensor, away: Tensor) -> Tensor:
+    """`a * towards + b * away`: (B, D, h, w) twice, factors of images or points -> (B, D, h, w)."""
+    return torch.addcmul(a * towards, b, away)
+
+
+class Passes(NamedTuple):
+    """What of `mined_global_cosine` goes over whole maps; on a GPU compiled, one pass each instead of six and two."""
+
+    sums: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] = point_sums
+    gradient: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = mixture
+
+
+AS_WRITTEN = Passes()
+
+
 def mined_global_cosine(
-    targets: Sequence[Tensor], outputs: Sequence[Tensor], weight: PointWeight | None = None, over_groups: Reduction = "mean"
+    targets: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    weight: PointWeight | None = None,
+    over_groups: Reduction = "mean",
+    passes: Passes = AS_WRITTEN,
 ) -> Tensor:
     """The global cosine loss of pairs of maps (B, D, h, w), averaged over groups.
 
     over_groups: the originals sum where they use `threshold_weight` or `focal_weight`.
     weight: gradient weights of the points; they act on this loss alone, not on another one of the same outputs.
     """
-    losses = [_MinedImageDistance.apply(a.detach(), b, weight).mean() for a, b in zip(targets, outputs, strict=True)]
+    losses = [_MinedImageDistance.apply(a.detach(), b, weight, passes).mean() for a, b in zip(targets, outputs, strict=True)]
     return _reduce(losses, over_groups)
 
 
@@ -111,9 +136,9 @@ class _MinedImageDistance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, weight: PointWeight | None) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, weight: PointWeight | None, passes: Passes) -> Tensor:
         """(B, D, h, w) twice -> (B,)."""
-        ab, aa, bb = (a * b).sum(1), a.square().sum(1), b.square().sum(1)  # (B, h, w)
+        ab, aa, bb = passes.sums(a, b)
         points = None
         if weight is not None:
             points = weight((1.0 - ab / (aa.sqrt().clamp_min(_EPS) * bb.sqrt().clamp_min(_EPS)))[:, None])
@@ -124,17 +149,18 @@ class _MinedImageDistance(torch.autograd.Function):
         # Where |B| is clamped it is a constant and has no gradient.
         pull = torch.where(norm_b > _EPS, cosine / clamped.square(), torch.zeros_like(cosine))
         ctx.save_for_backward(a, b, points, 1.0 / (norm_a * clamped), pull)
+        ctx.passes = passes
         return 1.0 - cosine
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None, None]:
         """(B,) -> (B, D, h, w)."""
         a, b, points, push, pull = ctx.saved_tensors
         shape = (-1, 1, 1, 1)
         towards, away = -(gradients[0] * push).view(shape), (gradients[0] * pull).view(shape)
         if points is not None:
             towards, away = towards * points, away * points
-        return None, torch.addcmul(a * towards, b, away), None
+        return None, ctx.passes.gradient(a, b, towards, away), None, None
 
 
 def regional_cosine(

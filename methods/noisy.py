@@ -54,7 +54,7 @@ class NoisyReconstruction(ReconstructionMethod):
         """The global cosine loss of grouped maps (B, D, h, w), with the gradient hook of this step."""
         params, whole = self.params, self.shard.whole
         weight = partial(hard_mining_weight, share=self.mining_share(step), factor=params.mining_factor, whole=whole)
-        return mined_global_cosine(targets, outputs, weight)
+        return mined_global_cosine(targets, outputs, weight, passes=self.passes)
 
     def loss(self, output: Reconstruction, step: int) -> Tensor:
         """The mined loss of a reconstruction."""

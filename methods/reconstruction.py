@@ -12,7 +12,8 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from inpbench.methods.compiling import CompiledOnce, compiles
 from inpbench.methods.encoders import build_encoder
 from inpbench.methods.features import FeatureSource
 from inpbench.methods.fusion import Features, gather, is_partition, mean_of
-from inpbench.methods.losses import cosine_distance
+from inpbench.methods.losses import Passes, cosine_distance, mixture, point_sums
 from inpbench.methods.optim import StableAdamW
 from inpbench.methods.reconstruction_params import ReconstructionParams
 from inpbench.methods.schedule import WarmCosine
@@ -44,6 +45,11 @@ class Reconstruction(Protocol):
     def outputs(self) -> tuple[Tensor, ...]:
         """Grouped decoder maps, each (B, D, h, w)."""
         ...
+
+
+def _by_shape(function: CompiledOnce, first: Tensor, *others: Tensor) -> Any:
+    """The function, compiled for the shape of its first argument."""
+    return function(tuple(first.shape), first, *others)
 
 
 class _Whole(nn.Module):
@@ -87,6 +93,8 @@ class ReconstructionMethod(ABC):
         self._test_layers = CompiledOnce(self.encoder.layers, "the encoder", compiled)  # another batch, and in inference mode
         self._train_network = CompiledOnce(self.network, "the network in training", compiled)
         self._test_network = CompiledOnce(self.network, "the network", compiled)
+        sums, gradient = (CompiledOnce(part, f"the loss's {part.__name__}", compiled) for part in (point_sums, mixture))
+        self.passes = Passes(partial(_by_shape, sums), partial(_by_shape, gradient))
 
     # --- supplied by a method ---------------------------------------------------------------------------------------
 

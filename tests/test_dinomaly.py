@@ -21,7 +21,7 @@ from inpbench.methods.blocks import Mlp
 from inpbench.methods.dinomaly import INFO, DinomalyParams
 from inpbench.methods.dinomaly.method import Dinomaly
 from inpbench.methods.fusion import Features
-from inpbench.methods.losses import hard_mining_count, hard_mining_weight, mined_global_cosine
+from inpbench.methods.losses import hard_mining_count, hard_mining_threshold, hard_mining_weight, mined_global_cosine
 from inpbench.methods.noisy_network import NoisyNetwork
 
 pytestmark = pytest.mark.usefixtures("tiny_in_table")
@@ -105,6 +105,18 @@ def test_mining_shrinks_the_easy_points_strictly_below_the_threshold() -> None:
     # 5 points, share 0.6: k = 2, threshold 0.4; the tie stays.
     assert hard_mining_weight(distance, 0.6, 0.1).flatten().tolist() == pytest.approx([0.1, 1.0, 1.0, 1.0, 0.1])
     assert hard_mining_weight(distance, 0.0, 0.1).flatten().tolist() == [1.0] * 5
+
+
+def test_the_threshold_is_that_of_a_sorted_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    distance = torch.randint(0, 40, (4, 1, 7, 9), generator=generator) / 7.0  # many ties
+    broken = distance.clone()
+    broken[1, 0, 2, 3] = torch.nan  # the largest of all
+    for batch in (distance, broken):
+        falling = batch.flatten().sort(descending=True).values
+        for share in (0.0, 0.3, 0.9, 0.999, 1.0):
+            expected = falling[hard_mining_count(batch.numel(), share) - 1]
+            torch.testing.assert_close(hard_mining_threshold(batch, share), expected, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def test_the_number_of_hard_points_is_the_floating_point_one() -> None:

@@ -15,6 +15,7 @@ from inpbench.harness import params as parameters
 from inpbench.harness.api import Sample
 from inpbench.harness.errors import UsageError, WeightsError
 from inpbench.methods import encoder_table
+from inpbench.methods.attention import few_queries
 from inpbench.methods.encoders import build_encoder
 from inpbench.methods.fusion import Features
 from inpbench.methods.inp_former import INFO, InpFormerParams
@@ -118,6 +119,17 @@ def test_the_gradient_hook_scales_points_and_not_the_loss() -> None:
     assert losses[0] == losses[1] and norms[0] != norms[1]
     weight = soft_mining_weight(torch.tensor([[[[1.0, 3.0]]], [[[0.0, 4.0]]]]), 3.0)
     assert torch.allclose(weight, torch.tensor([[[[0.125, 3.375]]], [[[0.0, 8.0]]]]))
+
+
+def test_the_attention_of_a_gpu_is_torchs() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, count, 5, dtype=torch.float64, requires_grad=True) for count in (4, 9, 9))
+    found, expected = few_queries(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    direction = torch.randn_like(found)
+    gradients = [torch.autograd.grad((output * direction).sum(), (q, k, v)) for output in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 # --- parameters -----------------------------------------------------------------------------------------------------

@@ -45,9 +45,8 @@ class InpFormer(ReconstructionMethod):
 
     def reconstruction_loss(self, output: Reconstruction) -> Tensor:
         """The soft-mined cosine loss; the mining acts on the gradient only."""
-        return mined_global_cosine(
-            output.targets, output.outputs, partial(soft_mining_weight, power=self.params.mining_power, whole=self.shard.whole)
-        )
+        weight = partial(soft_mining_weight, power=self.params.mining_power, whole=self.shard.whole)
+        return mined_global_cosine(output.targets, output.outputs, weight, passes=self.passes)
 
     def loss(self, output: Reconstruction, step: int) -> Tensor:
         """The total loss; it does not depend on the step."""
