@@ -4,8 +4,8 @@
         check()                       # raises AssertionError with the reason
 
 Methods are built with their cheapest preset (`smoke`, else the defaults), the built-in encoder where they take one, and a few
-images of stripes held in memory, in multi_class or the first setting they have; a method that is told the category enters one. A
-check takes seconds on one core. `bench doctor NAME` and pytest run the same checks.
+images of stripes held in memory, in multi_class or the first setting they have; a method that is told the category enters one. One
+trained method serves all checks that only look at it. `bench doctor NAME` and pytest run the same checks, seconds each on one core.
 """
 
 from __future__ import annotations

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from interpreter import PYTHON
 from methodkit import make_context
 from torch import Tensor
 
 from inpbench.harness.errors import UsageError, WeightsError
 from inpbench.harness.weights import WeightStore
+from inpbench.methods import clip
 from inpbench.methods.clip import ClipTowers, KeptReferences, build_towers, nearest_distance, tokenize
 from inpbench.methods.clip_params import ARCHITECTURES, ClipParams, clip_weight_spec, clip_weights
 from inpbench.methods.clip_prompts import ANOMALIB, MALA_LAB, ensemble, inctrl_prompts, object_name
@@ -108,16 +108,13 @@ def test_the_ensembles() -> None:
     assert object_name("mvtec_ad/metal_nut") == "metal nut"
 
 
-def test_the_tokenizer_needs_no_network() -> None:
-    code = (
-        "import socket\n"
-        "def refuse(*a, **k): raise OSError('network')\n"
-        "socket.socket.connect = refuse\n"
-        "from inpbench.methods.clip import tokenize\n"
-        "print(tokenize(['a photo of the candle.'], 77)[0, :8].tolist())\n"
-    )
-    done = subprocess.run([*PYTHON, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.strip() == "[49406, 320, 1125, 539, 518, 12674, 269, 49407]"
+def test_the_tokenizer_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    clip._tokenizer.cache_clear()
+    assert tokenize(["a photo of the candle."], 77)[0, :8].tolist() == [49406, 320, 1125, 539, 518, 12674, 269, 49407]
 
 
 # --- weights --------------------------------------------------------------------------------------------------------

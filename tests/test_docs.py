@@ -147,15 +147,22 @@ def test_every_command_that_a_page_names_exists(page: Path) -> None:
                 ), (value, words)
 
 
+def test_commands_are_found_on_the_pages() -> None:
+    assert sum(len(typed(page)) for page in PAGES) > 50
+
+
 def test_the_readme_is_short() -> None:
     """The first page is read whole or not at all: what is longer has a page of its own in docs/."""
     assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+?)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / link).exists(), (page.name, link)
+    links = [
+        (page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+?)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 15
+    for page, link in links:
+        assert (page.parent / link).exists(), (page.name, link)
 
 
 @pytest.mark.slow
