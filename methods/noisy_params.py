@@ -24,11 +24,11 @@ class NoisyParams(ReconstructionParams):
 
     lr: float = 2e-3  # highest learning rate
     final_lr: float = 2e-4  # learning rate at the end of the cosine
-    dropout: float = 0.2  # of the bottleneck: input, hidden, output
+    dropout: float = 0.2  # share dropped in the bottleneck: input, hidden, output
     mining_share: float = 0.9  # share of easy points whose gradient is shrunk, at the end of the ramp
     mining_ramp: int = 1000  # steps over which the share grows from 0; 0: the full share from the start
     mining_factor: float = 0.1  # what the gradient of easy points is multiplied by
-    attention: Literal["linear", "explicit_linear", "softmax"] = "linear"  # of the decoder
+    attention: Literal["linear", "explicit_linear", "softmax"] = "linear"  # attention of the decoder
     attention_eps: float = 0.0  # added to the linear attention's denominator; Dinomaly's authors advise 1e-6 against NaN
     remove_class_token: bool = False  # drop class and register tokens before the bottleneck
 

@@ -42,7 +42,7 @@ class CrrParams(NoisyParams):
     PAPER_STEPS: ClassVar[Mapping[str, int]] = {"multi_class": 50_000, "single_class": 5_000}
     SEGMENTATION_STEPS: ClassVar[Mapping[str, int]] = {"multi_class": 8_000, "single_class": 800}
 
-    dropout: float = 0.4  # of the bottleneck, after the mask
+    dropout: float = 0.4  # share dropped in the bottleneck, after the mask
     mask_share: float = 0.4  # share of the bottleneck's input that is set to 0; the rest is not scaled
     mask_at_test: Literal["official", "expected", "off"] = "official"  # one mask for all images; times 1 - mask_share; no mask
     mask_seed: int = 1  # seed of the mask at test time with `official`; the test script's
@@ -52,10 +52,10 @@ class CrrParams(NoisyParams):
     segmentation_batch: int = 8  # images a step of stage II
     segmentation_lr: float = 1e-4  # learning rate, constant: the official schedule drops it at steps that are never reached
     segmentation_width: int | None = None  # w: its widest layers have 8 w channels; none: its input's (192 for ViT-B)
-    segmentation_size: Size = (256, 256)  # of the segmentation network's output, pixels
+    segmentation_size: Size = (256, 256)  # the segmentation network's output, pixels
     map_size: Size = (256, 256)  # at which both maps are fused: the size of the metrics
     fusion: Literal["weighted", "sum", "max", "min", "cosine"] = "weighted"  # how both maps become one; cosine: stage I alone
-    cosine_weight: float = 0.7  # of the cosine map with `weighted`; the segmentation has the rest
+    cosine_weight: float = 0.7  # share of the cosine map with `weighted`; the segmentation has the rest
 
     def check(self) -> None:
         """Raise `UsageError` for values that do not go together."""

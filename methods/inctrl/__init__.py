@@ -28,9 +28,9 @@ class InCtrlParams(ClipParams):
     epochs: int = 10  # the paper's numbers are those after 6, its authors say (issue 26): epochs=6 ends there, with the same steps
     steps_per_epoch: int = 100  # optimiser steps of an epoch
     batch_size: int = 16  # the first half normal, the other anomalous
-    lr: float = 1e-3  # constant
+    lr: float = 1e-3  # learning rate, constant
     weight_decay: float = 0.01  # on every trained tensor
-    gamma: float = 2.0  # of the focal loss
+    gamma: float = 2.0  # exponent of the focal loss
 
     @property
     def preprocess(self) -> Preprocess:

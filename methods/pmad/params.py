@@ -73,33 +73,33 @@ class PmadParams:
         "weight_decay": 0.0,
     }
 
-    encoder: str = "tf_efficientnet_b6"  # of the prototypes: this one or builtin
+    encoder: str = "tf_efficientnet_b6"  # what the prototypes are made of: this one or builtin
     tokenizer: Tokenizer | None = None  # none: vqkd; with the built-in encoder kmeans
-    token_encoder: str | None = None  # of kmeans: a name of the encoder table; none: beit_vit_base_16, or builtin with it
-    codes: int = 1024  # of kmeans; the others have 8192
+    token_encoder: str | None = None  # encoder of kmeans, by name; none: beit_vit_base_16, or builtin with it
+    codes: int = 1024  # visual words of kmeans; the other tokenizers have 8192
     start: Start | None = None  # weights that training starts from; none: beit (22k, self-supervised), scratch with builtin
-    dim: int = 768  # of the reconstruction model
+    dim: int = 768  # width of the reconstruction model
     depth: int = 12  # its transformer blocks
     heads: int = 12  # attention heads of each; they divide dim
     layer_scale: float = 0.1  # start value; 0: none
-    drop_path: float = 0.1  # of the last block, in training only (the originals leave it on at test, too)
+    drop_path: float = 0.1  # stochastic depth of the last block, in training only (the originals leave it on at test, too)
 
     scoring: Literal["full", "flow", "nearest"] = "full"  # flow: abnormality alone; nearest: distance to the prototypes alone
     oracle: bool = False  # the originals' evaluation, tuned on the test labels: parity only, never ranked
     ratio: float = 0.3  # share of patches hidden at test
     gate: bool = False  # hide random patches where the abnormality stays below the held-out quantile
-    quantile: float = 0.95  # of the held-out images' scores: the gate's threshold
+    quantile: float = 0.95  # quantile of the held-out images' scores that is the gate's threshold
     held_out: float = 0.2  # share of a category's normal images that its constants come from, not its prototypes
     fine: Literal[14, 28] = 28  # patch vectors a side; 14 is a coarser and cheaper built-in encoder
     coreset: float = 0.01  # share of patch vectors that become prototypes
     projected: bool = True  # choose them after a random projection to as many dimensions
 
     flow_blocks: int = 4  # the originals train 4 and test with 8, half of them random
-    position_dim: int = 128  # of the position code, a multiple of 4
+    position_dim: int = 128  # length of the position code, a multiple of 4
     flow_lr: float = 2e-4  # highest learning rate of the flow: two meta epochs of warm-up, then a cosine
-    flow_epochs: int = 25  # meta epochs
+    flow_epochs: int = 25  # meta epochs of the flow's training
     flow_passes: int = 8  # passes over the images of a meta epoch
-    flow_batch: int = 32  # images
+    flow_batch: int = 32  # images a step of the flow
     flow_augment: bool = True  # random resized crops and flips; without them features are computed once
 
     hide: float = 0.3  # share of patches hidden in training
