@@ -18,13 +18,13 @@ def array(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
-def close(name: str, actual: Any, expected: Any, tolerance: float) -> None:
-    """Assert equality within `tolerance` of the largest absolute expected value; NaN never passes."""
+def close(name: str, actual: Any, expected: Any, tolerance: float, least: float = 0.0) -> None:
+    """Assert equality within `tolerance` of the largest absolute expected value, or of `least`; NaN never passes."""
     found, wanted = array(actual), array(expected)
     assert found.shape == wanted.shape, f"{name}: shape {found.shape}, expected {wanted.shape}"
     if not wanted.size:
         return
-    scale = float(np.abs(wanted).max())
+    scale = max(float(np.abs(wanted).max()), least)
     worst = float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max())
     assert worst <= tolerance * scale or worst == 0.0, f"{name}: off by {worst:.3e}, allowed {tolerance:g} of {scale:.3e}"
 

