@@ -94,12 +94,14 @@ def test_a_disk_that_is_full_at_each_write_in_turn(tmp_path: Path, undisturbed: 
         said = two_lines(outcome)
         assert "No space left on device" in said and "free some space" in said, said
         # At the last write the record has its name already, and only its folder could not be flushed.
-        assert numbers(results) in ({}, undisturbed), "nothing is done that could not be written"
+        named = numbers(results)
+        assert named in ({}, undisturbed), "nothing is done that could not be written"
         if count % 5 == 2:  # one in five: the others would only repeat it
             again = bench(*RUN, "--results", results)
             assert again.code == 0, again.err
             assert numbers(results) == undisturbed
-            assert not list(results.rglob("*.tmp")) and not list(results.rglob("*.work"))
+            # A cell that is done is not run again: what the last write left of its work costs space alone.
+            assert not list(results.rglob("*.tmp")) and (named or not list(results.rglob("*.work")))
         shutil.rmtree(results)
     assert met >= 8, f"only {met} writes were found"
 
