@@ -34,7 +34,7 @@ _CONTAINERS = ("model", "state_dict", "teacher", "model_state")
 _PARTS = ("encoder_state_dict", "decoder_state_dict")
 _SUFFIXES = frozenset({".pth", ".pt", ".safetensors"})
 
-_hashes: dict[tuple[str, int, int, int], str] = {}  # (path, mtime in ns, size) -> sha256
+_hashes: dict[tuple[str, int, int, int], str] = {}  # (path, mtime and ctime in ns, size) -> sha256
 
 
 def file_sha256(path: Path) -> str:

@@ -318,7 +318,7 @@ def test_categories_that_share_their_test_images_share_their_decoded_rows(tmp_pa
         test = [s for s in manifest.samples if s.category == category and s.split == "test"]
         rows = open_pixels(manifest, test, geometry, cache=True)
         assert (rows.read([test[3]])[0].transpose(1, 2, 0) == trees.np.asarray(trees.Image.open(root / test[3].image))).all()
-        files |= {path.name for path in (tmp_path / "cache").rglob("*.json")}
+        files |= {path.name for path in (tmp_path / "cache" / "pixels").rglob("*.json")}
     assert len(files) == 1
 
 

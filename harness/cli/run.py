@@ -11,7 +11,7 @@ import typer
 from inpbench.harness import errors
 from inpbench.harness.cli import run_options as option
 from inpbench.harness.cli.options import Json, Results, Set, results_folder, split_ints, split_names
-from inpbench.harness.cli.where import Where, execute, follow_team, gather_team
+from inpbench.harness.cli.where import Where, check_device, execute, follow_team, gather_team
 from inpbench.harness.errors import NothingError
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def run(
 
 def _begin(request: Request, options: dict[str, Any], folder: Path, device: str, wish: Wish | None, **shown: Any) -> None:
     """Lead the run, or follow the process of torchrun's team that does."""
+    check_device(device)
     with gather_team() as team:
         begin = _run if team is None or team.rank == 0 else follow_team
         begin(request, options | {"eval_batch": request.eval_batch}, folder, Where(device, wish, team), **shown)

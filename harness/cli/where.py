@@ -75,10 +75,20 @@ def follow_team(request: Request, options: dict[str, Any], folder: Path, where: 
         raise typer.Exit(errors.EXIT_NEGATIVE) from None
 
 
+def check_device(name: str) -> None:
+    """Raise `UsageError` for what can be no device, before anything is read or drawn and without torch."""
+    kind = name.partition(":")[0]
+    if kind == "mps":
+        raise UsageError(f"--device {name}: only cpu and cuda are supported.", "Type: --device auto")
+    if kind not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"Unknown device '{name}'.", "Type: --device auto, cpu, cuda or cuda:N")
+
+
 def find_device(name: str) -> torch.device:
     """`auto` is the first CUDA device, else the CPU; a device that is not there is an error, never a silent CPU run."""
     import torch
 
+    check_device(name)
     keep_float32()
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -90,8 +100,6 @@ def find_device(name: str) -> torch.device:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         message = f"--device {name}: torch finds {found} CUDA devices."
         raise errors.PrerequisiteError(message, "Type: --device cpu, or: bench doctor")
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {name}: only cpu and cuda are supported.", "Type: --device auto")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
