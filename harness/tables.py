@@ -33,7 +33,7 @@ class Column:
 
     title: str
     left: bool = False  # texts to the left, numbers to the right
-    detail: bool = False  # drawn as a second table below the first where a terminal is too narrow for one
+    detail: bool = False  # drawn as a second table below the first in LaTeX, and where a terminal is too narrow for one
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,25 @@ def _latex_text(text: str) -> str:
 
 
 def _latex(table: Table) -> str:
-    r"""A complete `table` environment; needs only the package booktabs."""
+    r"""A complete `table` environment; needs only the package booktabs. Details are a second tabular: one would leave the page."""
+    notes = [rf"\textsuperscript{{{_latex_text(symbol)}}} {_latex_text(note)}" for symbol, note in table.footnotes]
+    notes += [_latex_text(line) for line in table.below]
+    details = [place for place, column in enumerate(table.columns) if column.detail]
+    rest = [place for place, column in enumerate(table.columns) if not column.detail]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_latex_text(table.title + '. ' + ' '.join(line.rstrip('.') + '.' for line in table.caption))}}}",
+        *_tabular(table, rest),
+        *([r"\par\medskip", *_tabular(table, [0, *details])] if details else []),
+        *(rf"\par\footnotesize {note}" for note in notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines)
+
+
+def _tabular(table: Table, places: Sequence[int]) -> list[str]:
+    """Some of the columns of a table."""
 
     def text(cell: Cell) -> str:
         shown = _latex_text(cell.text)
@@ -192,23 +210,16 @@ def _latex(table: Table) -> str:
         shown += rf"\textsuperscript{{{_latex_text(','.join(cell.marks))}}}" if cell.marks else ""
         return rf"\shortstack{{{shown}\\{_latex_text(cell.second)}}}" if cell.second else shown
 
-    notes = [rf"\textsuperscript{{{_latex_text(symbol)}}} {_latex_text(note)}" for symbol, note in table.footnotes]
-    notes += [_latex_text(line) for line in table.below]
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_latex_text(table.title + '. ' + ' '.join(line.rstrip('.') + '.' for line in table.caption))}}}",
-        rf"\begin{{tabular}}{{{''.join('l' if column.left else 'r' for column in table.columns)}}}",
+    columns = [table.columns[place] for place in places]
+    return [
+        rf"\begin{{tabular}}{{{''.join('l' if column.left else 'r' for column in columns)}}}",
         r"\toprule",
-        " & ".join(_latex_text(column.title) for column in table.columns) + r" \\",
+        " & ".join(_latex_text(column.title) for column in columns) + r" \\",
         r"\midrule",
-        *(" & ".join(text(cell) for cell in row) + r" \\" for row in table.rows),
+        *(" & ".join(text(row[place]) for place in places) + r" \\" for row in table.rows),
         r"\bottomrule",
         r"\end{tabular}",
-        *(rf"\par\footnotesize {note}" for note in notes),
-        r"\end{table}",
     ]
-    return "\n".join(lines)
 
 
 def terminal(tables: Sequence[Table], width: int) -> Group:
