@@ -78,6 +78,7 @@ FINDINGS: Mapping[str, str] = {
     "duplicate": "warning",  # the same bytes twice
     "mode": "warning",  # an unusual image mode (16-bit, CMYK, palette, alpha) and how it was read
     "ignored": "warning",  # a file or folder that is no part of the layout
+    "lacking": "warning",  # a category that nothing can be trained on, or measured on
 }
 
 Report = Callable[[Finding], None]

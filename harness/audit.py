@@ -1,8 +1,9 @@
 """`bench data verify`: what is on disk, file by file, against what the layout says and what was published.
 
 Every image and mask is read whole. Found are: unreadable files, missing, empty and stray masks, masks of another size, unusual
-modes (with how they are read), the same bytes twice, and counts that differ from the published ones. `ok` is False where any
-finding is an error (a number would be computed from other data than the user thinks), and in strict mode for warnings, too.
+modes (with how they are read), the same bytes twice, counts that differ from the published ones, and, where none are published,
+categories that nothing can be trained or measured on. `ok` is False where any finding is an error (a number would be computed
+from other data than the user thinks), and in strict mode for warnings, too.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def audit(
             modes.setdefault(sample.category, Counter())[mode] += 1
     counts = tally(manifest.samples)
     published: Mapping[str, Counts] = getattr(params, "published", None) or info.counts
-    findings += compare(counts, manifest.samples, published, info)
+    findings += compare(counts, manifest.samples, published, info) + ([] if published else lacking(manifest.samples))
     plain_sizes, plain_modes = ({c: dict(n.most_common()) for c, n in table.items()} for table in (sizes, modes))
     unique = tuple(dict.fromkeys(findings))
     unlabelled = dict(Counter(sample.category for sample in manifest.samples if sample.label < 0))
@@ -172,6 +173,19 @@ def compare(counts: Tally, samples: Iterable[Sample], published: Mapping[str, Co
                     f"found {' / '.join(map(str, found))}",
                 )
             )
+    return findings
+
+
+def lacking(samples: Sequence[Sample]) -> list[Finding]:
+    """Warnings about categories without normal training images, and without anomalous test images."""
+    trained = {sample.category for sample in samples if sample.split == "train" and sample.label == 0}
+    measured = {sample.category for sample in samples if sample.split == "test" and sample.label != 0}  # -1: on the authors' server
+    findings = []
+    for category in dict.fromkeys(sample.category for sample in samples):
+        if category not in trained:
+            findings.append(Finding(category, "lacking", "no normal training image: no model can be trained on it"))
+        if category not in measured:
+            findings.append(Finding(category, "lacking", "no anomalous test image: no metric has a value on it"))
     return findings
 
 

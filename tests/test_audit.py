@@ -94,3 +94,14 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
 def test_another_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         audited(MVTEC_AD, tmp_path)
+
+
+def test_categories_that_nothing_can_be_trained_or_measured_on(tmp_path: Path) -> None:
+    """A folder has no published counts that would tell."""
+    names = ("good/train/good/0", "good/test/good/1", "good/test/crack/2", "untrained/test/crack/3", "unmeasured/train/good/4")
+    for number, name in enumerate(names):
+        trees.save(trees.picture(number), tmp_path / f"{name}.png")
+    report = audited(FOLDER, tmp_path)
+    found = [(finding.file, finding.message.partition(":")[0]) for finding in report.findings if finding.status == "lacking"]
+    assert found == [("unmeasured", "no anomalous test image"), ("untrained", "no normal training image")]
+    assert report.ok
