@@ -89,7 +89,8 @@ def _print_report(report: AuditReport) -> None:
     console.print(table)
     for entry in document["files"]:
         console.print(Text(harmless(f"{entry['status']:<18} {entry['file'] or '.'}: {entry['message']}")), soft_wrap=True)
-    errors = "all is well" if report.ok else "not fit to be measured on"
+    well = "no error among them" if report.findings else "all is well"
+    errors = well if report.ok else "not fit to be measured on"
     console.print(f"{len(document['files'])} findings in {document['root']}: {errors}", markup=False, soft_wrap=True)
     console.print(f"{manifest_in_words(document['manifest'])}: the same wherever all files are the same", markup=False)
 
