@@ -23,10 +23,7 @@ PIECE = 1 << 18  # pixels looked at at a time: what is computed from them stays 
 GROUP = 1 << 23  # pixels counted at a time: a call of bincount costs as much as its bins
 FEWEST_BINS, MOST_BINS = 1 << 12, 1 << 20  # of the coarse histogram, which stays in a processor's cache
 PIXELS_A_BIN, PIXELS_A_BIN_OF_LOOPS = 16, 24  # on average; with fewer the bins cost more than the pixels near none save
-COUNTERS = (
-    np.uint16,
-    np.uint64,
-)  # of the loops' coarse histogram: the first wide enough for every bin, as more of them fit a cache
+COUNTERS = (np.uint16, np.uint64)  # of the loops' histogram: the first wide enough, because narrow ones stay in the cache
 MOST_COMPARISONS = 8  # of a near pixel, on average; beyond, sorting is faster
 
 

@@ -184,7 +184,7 @@ def key_of(bits: Any) -> Any:
 def group(scores: Keys, shift: int, out: Keys) -> None:
     """Write the keys of scores to `out` so that those with the same ten bits above `shift` follow one another.
 
-    scores: (n,) int32, the bits of float32 scores; out: (n,) int32.
+    scores: (n,) int32, the bits of float32 scores, fewer than 2^31; out: (n,) int32.
     """
     begin, lowest_ten, by = np.zeros(1025, np.int32), np.uint32(1023), np.int32(shift)
     for at in range(scores.size):
