@@ -100,7 +100,7 @@ class ClipParams:
 
     NAME: ClassVar[str] = "METHOD"  # of the method, for messages
 
-    model: str = "ViT-B-16-plus-240"  # a network of this file's table
+    model: str = "ViT-B-16-plus-240"  # CLIP's network; tiny has no published weights and is for trials with --weights random
     pretrained: Tag = "laion400m_e31"  # which published weights
 
     @property
